@@ -1,8 +1,8 @@
 """Accuracy, macro-F1 of head and tail, and what a difference between two methods is worth.
 
 Everything here reads tables: ``predictions`` (one row per dataset, method, fraction, seed and Test item;
-columns ``dataset, method, fraction, seed, id, label, predicted``) and ``results`` (one row per dataset, method,
-fraction and seed; one column per metric). Nothing trains, nothing reads files.
+columns ``dataset, method, fraction, seed, id, label, predicted``) and ``results`` (one row per dataset,
+method, fraction and seed; one column per metric). Nothing trains, nothing reads files.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +13,9 @@ import pandas as pd
 from scipy import sparse
 from sklearn.metrics import accuracy_score, f1_score
 
+from icssl_lib.methods import METHODS
+
 METRICS = ("accuracy", "macro_f1", "head_macro_f1", "tail_macro_f1")
-METHOD_NAMES = {
-    "origin": "BERT (origin)",
-    "simcse": "SimCSE",
-    "convirt": "ConVIRT",
-    "convirt_shuffled": "ConVIRT shuffled (control)",
-    "tfidf": "TF-IDF + LR",
-}
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro-F1",
@@ -40,8 +35,8 @@ class Interval(NamedTuple):
 
 
 def method_name(method: str) -> str:
-    """The name a reader sees; a method that is not in ``METHOD_NAMES`` keeps its own."""
-    return METHOD_NAMES.get(method, method)
+    """The name a reader sees; a method without an entry in ``methods.METHODS`` keeps its own."""
+    return METHODS[method].title if method in METHODS else method
 
 
 def accuracy(label: Labels, predicted: Labels) -> float:
@@ -58,8 +53,8 @@ def macro_f1(label: Labels, predicted: Labels, labels: Labels | None = None) -> 
         predicted: (N,) predicted labels.
         labels: the classes to average over; None: all. Those without a true instance in ``label`` are left
             out, so the classes that count depend on the items alone and are the same for every method
-            (scikit-learn's default adds the classes that one method happened to predict). A false positive on a
-            class that counts lowers its F1, whatever the item's true class.
+            (scikit-learn's default adds the classes that one method happened to predict). A false positive on
+            a class that counts lowers its F1, whatever the item's true class.
 
     Returns:
         0 to 1, or nan when no class counts. A class that is never predicted has F1 = 0.
@@ -94,8 +89,8 @@ def paired_bootstrap(
     The two-way ("pigeonhole") bootstrap of Owen (2007, Ann. Appl. Stat. 1:386): each of ``n`` resamples draws
     items with replacement and, independently, training seeds with replacement; both methods are scored on the
     same draw. The statistic is the mean over seeds of the metric. Classes that count are those with true
-    instances; one that vanishes from a resample is left out of that resample's mean. With three seeds the seeds'
-    own share of the uncertainty is a rough estimate.
+    instances; one that vanishes from a resample is left out of that resample's mean. With three seeds the
+    seeds' own share of the uncertainty is a rough estimate.
 
     Args:
         predictions: rows of one dataset and one fraction, ``method`` and ``baseline`` among them.
@@ -107,8 +102,8 @@ def paired_bootstrap(
         Interval of method minus baseline; all nan where no class counts.
 
     Raises:
-        ValueError: several datasets or fractions, an unknown metric, a method without rows, or methods that do
-            not cover the same seeds and items.
+        ValueError: several datasets or fractions, an unknown metric, a method without rows, or methods that
+            do not cover the same seeds and items.
     """
     groups = predictions[["dataset", "fraction"]].drop_duplicates()
     if len(groups) != 1:
@@ -150,11 +145,11 @@ def label_efficiency(
 ) -> pd.DataFrame:
     """How many times the labels ``baseline`` needs to be as accurate.
 
-    factor = fraction of Train at which the baseline reaches the method's accuracy, over the method's fraction.
-    The baseline's curve is its mean over seeds, made monotone (a dip with more labels does not count) and linear
-    between the measured fractions. Where the baseline never gets there, the fraction is capped at the largest one
-    measured (100%), so the factor is a lower bound; nothing is extrapolated below the smallest fraction, so there
-    the factor is at least 1.
+    factor = the fraction of Train at which the baseline reaches the method's accuracy, over the method's own
+    fraction. The baseline's curve is its mean over seeds, made monotone (a dip with more labels does not
+    count) and linear between the measured fractions. Where the baseline never gets there, the fraction is
+    capped at the largest one measured (100%), so the factor is a lower bound; nothing is extrapolated below
+    the smallest fraction, so there the factor is at least 1.
 
     Args:
         results: columns dataset, method, fraction, seed, accuracy.
@@ -218,9 +213,10 @@ def format_table2(results: pd.DataFrame, paper: pd.DataFrame | None = None) -> s
     counts = " to ".join(str(c) for c in sorted(set(ours["seeds"])))
     seeds = f"{counts} seed" + ("" if counts == "1" else "s")
     lines = [f"Table 2. Test accuracy, mean over {seeds}, by fraction of Train"]
+    width = 11 + max(len(method_name(m)) for m in ours["method"])
     for dataset, group in ours.groupby("dataset", sort=False):
         fractions = sorted(group["fraction"].unique())
-        lines += ["", f"{dataset:<34}" + "".join(f"{f:>7.0%}" for f in fractions)]
+        lines += ["", f"{dataset:<{width}}" + "".join(f"{f:>7.0%}" for f in fractions)]
         blocks = [("", group)]
         if paper is not None:
             blocks.append(("paper: ", paper[paper["dataset"] == str(dataset).lower()]))
@@ -228,7 +224,7 @@ def format_table2(results: pd.DataFrame, paper: pd.DataFrame | None = None) -> s
             for method, row in block.groupby("method", sort=False):
                 value = row.set_index("fraction")["accuracy"]
                 cells = "".join(f"{value[f]:>7.3f}" if f in value.index else f"{'-':>7}" for f in fractions)
-                lines.append(f"  {prefix + method_name(method):<32}{cells}")
+                lines.append(f"  {prefix + method_name(method):<{width - 2}}{cells}")
     return "\n".join(lines)
 
 
@@ -329,7 +325,7 @@ def _bootstrap(
         if metric in metrics
     }
     index = pd.Index(classes)
-    # A predicted class without true instances gets -1: it does not count, and the item is a miss all the same.
+    # A predicted class without true instances gets -1: it does not count, but the item is a miss.
     called = [index.get_indexer(p) for p in predicted]
     hits = np.stack([c == true for c in called]).astype(float)  # (seeds, N)
     one_hot = [
@@ -379,7 +375,7 @@ def _resampled(predictions: pd.DataFrame, n: int, seed: int) -> dict[str, dict[f
 
 
 def _reach(curves: np.ndarray, target: np.ndarray, fractions: np.ndarray) -> np.ndarray:
-    """The fraction at which each non-decreasing curve (B, F) reaches its target (B,), none beyond the ends."""
+    """The fraction at which each non-decreasing curve (B, F) reaches its target (B,), within the ends."""
     above = curves >= target[:, None]
     end = np.where(above.any(axis=1), above.argmax(axis=1), len(fractions) - 1)  # first point at or above
     start = np.maximum(end - 1, 0)
