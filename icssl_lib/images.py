@@ -1,0 +1,216 @@
+"""Safe decoding of pictures, and a store that holds each picture decoded once.
+
+Any image file is taken for hostile: only formats that Pillow decodes by itself, sizes checked on the header, and
+whatever a decoder raises becomes an ImageError.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+MAX_PIXELS = 64_000_000  # width x height of a picture before it is resized; more is refused unseen
+MAX_BYTES = 64 * 2**20  # of an encoded picture
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "MPO",
+)  # no EPS: Pillow would start Ghostscript for it
+CHUNK = 256  # pictures in memory at a time
+
+Reason = Literal["missing", "corrupt", "too large", "outside the folder"]
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; ``reason`` is one of four, the message adds the detail."""
+
+    def __init__(self, reason: Reason, detail: object = "") -> None:
+        super().__init__(f"picture {reason}: {detail}" if detail else f"picture {reason}")
+        self.reason = reason
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name to write to, beside ``path``; it becomes ``path`` when the block ends without an error."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of an encoded picture.
+
+    Raises:
+        ImageError: no such regular file, not readable, or above MAX_BYTES.
+    """
+    try:
+        if not path.is_file():  # a folder, a device and a pipe too
+            raise ImageError("missing", path)
+        if path.stat().st_size > MAX_BYTES:
+            raise ImageError("too large", f"{path}: {path.stat().st_size} bytes, the limit is {MAX_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError("missing", f"{path}: {error.strerror}") from None
+
+
+def decode(picture: bytes | Path | Image.Image, size: int) -> np.ndarray:
+    """Fit a whole picture into a white square: first frame, upright by EXIF, aspect kept, alpha on white.
+
+    Args:
+        picture: encoded bytes, a file, or a picture already open.
+        size: side of the square, in pixels.
+
+    Returns:
+        (size, size, 3) uint8, RGB.
+
+    Raises:
+        ImageError: missing, too large (encoded, or in pixels by its header), or not decodable.
+    """
+    if isinstance(picture, Path):
+        picture = read_bytes(picture)
+    if isinstance(picture, Image.Image):
+        return _fit(picture, size)
+    if len(picture) > MAX_BYTES:
+        raise ImageError("too large", f"{len(picture)} bytes, the limit is {MAX_BYTES}")
+    try:
+        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(
+                    "too large", f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}"
+                )
+            return _fit(image, size)
+    except (ImageError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("too large", error) from None
+    except Exception as error:  # decoders raise nearly anything on a broken file
+        raise ImageError("corrupt", error) from None
+
+
+def _fit(image: Image.Image, size: int) -> np.ndarray:
+    scale = size / max(image.size)
+    # JPEG: decode at 1/2, 1/4 or 1/8 where that still leaves twice the pixels that are needed
+    image.draft(None, tuple(max(1, round(2 * scale * side)) for side in image.size))
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip rather than scale
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("RGB", "L"):
+        image = image.convert("RGB")
+    scale = size / max(image.size)
+    target = tuple(max(1, round(scale * side)) for side in image.size)
+    image = image.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    square = Image.new("RGB", (size, size), "white")
+    offset = ((size - target[0]) // 2, (size - target[1]) // 2)
+    square.paste(image, offset, image if image.mode == "RGBA" else None)
+    return np.asarray(square)
+
+
+def write_store(
+    path: Path,
+    references: Sequence[Any],
+    read: Callable[[Any], bytes | Path | Image.Image],
+    size: int,
+    progress: bool = True,
+) -> tuple[np.ndarray, dict[int, ImageError]]:
+    """Decode pictures by a pool of threads (Pillow releases the GIL) into one .npy file, in order.
+
+    Memory is bounded by CHUNK pictures. The file is appended to rather than mapped: on a full disk a write raises
+    OSError, where a mapped page would kill the process.
+
+    Args:
+        path: the .npy file; written under a temporary name until it is whole.
+        references: what ``read`` understands.
+        read: called from several threads; raises ImageError.
+        size: side of the stored squares, in pixels.
+
+    Returns:
+        (N,) int64, the row of each reference in the file, -1 where it failed; and each failure by its position.
+    """
+    rows = np.full(len(references), -1)
+    errors: dict[int, ImageError] = {}
+
+    def load(reference: Any) -> np.ndarray | ImageError:
+        try:
+            return decode(read(reference), size)
+        except ImageError as error:
+            return error
+
+    def write_header(file: io.BufferedWriter, count: int) -> None:
+        shape = (count, size, size, 3)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+    with (
+        written_whole(path) as partial,
+        partial.open("wb") as file,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(references), desc="pictures", unit="", disable=not progress) as bar,
+    ):
+        write_header(file, 0)
+        count = 0
+        for start in range(0, len(references), CHUNK):
+            for position, pixels in enumerate(pool.map(load, references[start : start + CHUNK]), start):
+                if isinstance(pixels, ImageError):
+                    errors[position] = pixels
+                else:
+                    file.write(pixels.tobytes())
+                    rows[position] = count
+                    count += 1
+                bar.update()
+        file.seek(0)
+        write_header(file, count)  # NumPy pads the header so that the first axis can grow in place
+    return rows, errors
+
+
+class ImageStore:
+    """Decoded pictures on disk: ``store[rows]`` gives (n, S, S, 3) uint8, ``len(store)`` their number.
+
+    Raises:
+        OSError, ValueError: no such file, or not a whole store.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        shape = self._pixels.shape
+        if self._pixels.dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+            raise ValueError(f"{self.path}: expected (N, S, S, 3) uint8, found {shape} {self._pixels.dtype}")
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures, in pixels."""
+        return self._pixels.shape[1]
+
+    def __len__(self) -> int:
+        return self._pixels.shape[0]
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n,) rows to (n, S, S, 3) uint8, a copy.
+
+        Raises:
+            IndexError: a row outside 0..N-1; -1, a product without a picture, is no row.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if (rows < 0).any():
+            raise IndexError("row -1 stands for a product without a picture; leave those products out")
+        return self._pixels[rows]
+
+    def __reduce__(self) -> tuple[type["ImageStore"], tuple[Path]]:
+        return ImageStore, (
+            self.path,
+        )  # a worker process maps the file anew; the pixels are not copied to it
