@@ -1,0 +1,157 @@
+"""The DAG of one study: which notebook runs on what. `make study` calls it in the run folder, runs/<study>.
+
+A job runs again when its inputs, or its own part of the configuration (`params.digest`), changed.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from icssl_lib.config import load_config
+from icssl_lib.methods import METHODS
+from icssl_lib.runs import ROOT, digest, exit_with
+
+if "ICSSL_STUDY_PID" in os.environ:
+    exit_with(int(os.environ["ICSSL_STUDY_PID"]))
+
+STUDY_FILE = config["study"]
+STUDY = load_config(STUDY_FILE)
+NOTEBOOKS = ROOT / "notebooks"
+OUT = Path.cwd()
+RUN = f"'{sys.executable}' -m icssl_lib.runs"
+EXECUTE = f"{RUN} execute '{NOTEBOOKS}/{{params.notebook}}.ipynb' '{{output.notebook}}' 'config={STUDY_FILE}' 'out={OUT}'"
+ADAPTED = [m for m in STUDY.methods if METHODS[m].adapts]
+PRETRAINED = [t for t, name in (("text", STUDY.text.model), ("vision", STUDY.vision.model)) if name == "pretrained"]
+
+
+def source_files(wildcards):
+    source = STUDY.datasets[wildcards.dataset]
+    return [str(source.table)] if source.source == "table" else []
+
+
+def pieces(kind, suffix, methods=STUDY.methods):
+    return expand(kind + "/{d}/{m}/seed{k}" + suffix, d=STUDY.datasets, m=methods, k=STUDY.seeds)
+
+
+def encoder_of(wildcards):
+    if wildcards.method in ADAPTED:
+        return f"encoders/{wildcards.dataset}/{wildcards.method}/seed{wildcards.seed}/config.json"
+    return ["pretrained/text/config.json"] if "text" in PRETRAINED else []
+
+
+def towers_of(wildcards):
+    towers = PRETRAINED if METHODS[wildcards.method].pictures != "none" else [t for t in PRETRAINED if t == "text"]
+    return expand("pretrained/{tower}/config.json", tower=towers)
+
+
+wildcard_constraints:
+    dataset="|".join(STUDY.datasets),
+    method="|".join(STUDY.methods),
+    seed=r"\d+",
+    tower="text|vision",
+
+
+rule all:
+    input:
+        "report/index.html",
+
+
+rule pretrain:
+    output:
+        weights="pretrained/{tower}/config.json",
+        notebook="notebooks/00_pretrain-{tower}.ipynb",
+    params:
+        notebook="00_pretrain",
+        digest=digest(STUDY.pretrain, STUDY.vision.image_size),
+    priority: 100
+    log: "logs/00_pretrain-{tower}.log",
+    shell: f"{EXECUTE} tower={{wildcards.tower}} > {{log}} 2>&1"
+
+
+rule catalogue:
+    input:
+        source_files,
+    output:
+        catalogue="catalogues/{dataset}/catalogue.json",
+        notebook="notebooks/01_catalogue-{dataset}.ipynb",
+    params:
+        notebook="01_catalogue",
+        digest=lambda w: digest(STUDY.datasets[w.dataset], STUDY.vision.image_size, STUDY.split_seed),
+    priority: 90
+    log: "logs/01_catalogue-{dataset}.log",
+    shell: f"{EXECUTE} dataset={{wildcards.dataset}} > {{log}} 2>&1"
+
+
+rule adapt:
+    input:
+        "catalogues/{dataset}/catalogue.json",
+        towers_of,
+    output:
+        encoder="encoders/{dataset}/{method}/seed{seed}/config.json",
+        notebook="notebooks/02_adapt-{dataset}-{method}-seed{seed}.ipynb",
+    params:
+        notebook="02_adapt",
+        digest=digest(STUDY.text, STUDY.vision, STUDY.adapt, STUDY.runtime),
+    priority: lambda w: 80 if METHODS[w.method].pictures != "none" else 70
+    log: "logs/02_adapt-{dataset}-{method}-seed{seed}.log",
+    shell: f"{EXECUTE} dataset={{wildcards.dataset}} method={{wildcards.method}} seed={{wildcards.seed}} > {{log}} 2>&1"
+
+
+rule finetune:
+    input:
+        "catalogues/{dataset}/catalogue.json",
+        encoder_of,
+    output:
+        record="records/{dataset}/{method}/seed{seed}.json",
+        predictions="predictions/{dataset}/{method}/seed{seed}.parquet",
+        notebook="notebooks/03_finetune-{dataset}-{method}-seed{seed}.ipynb",
+    params:
+        notebook="03_finetune",
+        digest=digest(STUDY.text, STUDY.finetune, STUDY.runtime),
+    priority: 60
+    log: "logs/03_finetune-{dataset}-{method}-seed{seed}.log",
+    shell: f"{EXECUTE} dataset={{wildcards.dataset}} method={{wildcards.method}} seed={{wildcards.seed}} > {{log}} 2>&1"
+
+
+rule results:
+    input:
+        pieces("records", ".json"),
+    output:
+        "results.csv",
+    log: "logs/results.log",
+    shell: f"{RUN} collect '{STUDY_FILE}' '{OUT}' > {{log}} 2>&1"
+
+
+rule table2:
+    input:
+        "results.csv",
+        pieces("predictions", ".parquet"),
+    output:
+        table="figures/table2.csv",
+        notebook="notebooks/04_table2.ipynb",
+    params:
+        notebook="04_table2",
+    log: "logs/04_table2.log",
+    shell: f"{EXECUTE} > {{log}} 2>&1"
+
+
+rule figure5:
+    input:
+        "results.csv",
+    output:
+        figure="figures/figure5.csv",
+        notebook="notebooks/05_figure5.ipynb",
+    params:
+        notebook="05_figure5",
+    log: "logs/05_figure5.log",
+    shell: f"{EXECUTE} > {{log}} 2>&1"
+
+
+rule report:
+    input:
+        "figures/table2.csv",
+        "figures/figure5.csv",
+    output:
+        "report/index.html",
+    log: "logs/report.log",
+    shell: f"{RUN} report '{STUDY_FILE}' '{OUT}' > {{log}} 2>&1"

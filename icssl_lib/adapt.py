@@ -1,0 +1,232 @@
+"""The SSL stage: adapt the text encoder on the SSL part, whose labels are never read."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from icssl_lib import losses
+from icssl_lib.catalogue import Catalogue, normalise_title
+from icssl_lib.config import RuntimeConfig, Study
+from icssl_lib.encoders import TextTower, VisionTower, embed_titles, load_text, load_vision, take, tokenize
+from icssl_lib.methods import METHODS
+
+
+class Towers(nn.Module):
+    """The text tower and, for methods with pictures, the vision tower."""
+
+    def __init__(self, text: TextTower, vision: VisionTower | None) -> None:
+        super().__init__()
+        self.text, self.vision = text, vision
+
+
+@dataclass
+class Batch:
+    """tokens: input_ids and attention_mask (N, T); images: uint8 (N, S, S, 3), or features (N, F) of a frozen
+    tower, or None; groups: (N,), equal for equal titles, or None."""
+
+    tokens: dict[str, Tensor]
+    images: Tensor | None
+    groups: Tensor | None
+
+
+@dataclass
+class Adapted:
+    """What the SSL stage leaves. history: step, epoch, loss, seconds. space: measure, when, value."""
+
+    backbone: nn.Module
+    tokenizer: object
+    history: pd.DataFrame
+    space: pd.DataFrame
+
+
+def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
+    """An Accelerator on the configured device; on a CPU the number of threads is fixed, since sums depend on it.
+
+    Raises: ValueError: the device is not there.
+    """
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("runtime.device: cuda, but torch sees no GPU; use auto or cpu")
+    accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision=runtime.precision)
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(runtime.threads)
+    return accelerator
+
+
+def ssl_pairs(catalogue: Catalogue, pictures: str, seed: int) -> pd.DataFrame:
+    """Titles and picture rows of the SSL part: title, image_row, group (equal for equal normalised titles).
+
+    ``pictures``: "none" takes all titles; "own" those with a picture; "shuffled" gives each the picture of another
+    product (a random cyclic order: nobody keeps its own).
+
+    Raises: ValueError: fewer than 2 products are left.
+    """
+    ssl = catalogue.part("ssl")[["title", "image_row"]].reset_index(drop=True)
+    if pictures != "none":
+        ssl = ssl[ssl.image_row >= 0].reset_index(drop=True)
+    if len(ssl) < 2:
+        what = "titles" if pictures == "none" else "titles with a picture"
+        raise ValueError(f"{catalogue.name}: the SSL part has {len(ssl)} {what}; at least 2 are needed")
+    if pictures == "shuffled":
+        order = np.random.default_rng([seed, 1]).permutation(len(ssl))
+        ssl.loc[order, "image_row"] = ssl.image_row.to_numpy()[np.roll(order, 1)]
+    return ssl.assign(group=pd.factorize(ssl.title.map(normalise_title))[0])
+
+
+def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Random batches of row numbers, a new order each epoch; a remainder below batch_size is left out, for its
+    loss would have other negatives (unless it is all there is)."""
+    order = torch.randperm(n, generator=generator)
+    size = min(batch_size, n)
+    return iter(order[: n // size * size].split(size))
+
+
+def adapt(method: str, catalogue: Catalogue, study: Study, seed: int, out: Path, progress: bool = True) -> Adapted:
+    """Train the towers on unlabelled pairs with the loss of ``method`` (Chen & Chou, 2022, section 3).
+
+    Args:
+        method: a name in METHODS that adapts.
+        catalogue: its SSL part is trained on; titles and pictures of Dev only measure the space.
+        study: models and settings.
+        seed: of projections, dropout and the order of batches.
+        out: the run folder, where a model named "pretrained" lies.
+
+    Raises:
+        ValueError: the method does not adapt, or needs pictures that the catalogue has not.
+        FloatingPointError: the loss is no longer finite.
+    """
+    entry, config = METHODS[method], study.adapt
+    if not entry.adapts:
+        raise ValueError(f"'{method}' uses the encoder as it comes; there is nothing to adapt")
+    set_seed(seed)
+    accelerator = make_accelerator(study.runtime)
+    pairs = ssl_pairs(catalogue, entry.pictures, seed)
+    backbone, tokenizer = load_text(text_model(study, out))
+    towers = Towers(
+        TextTower(backbone, study.text.pooling, config.projection_dim, config.projection_depth),
+        make_vision(study, out) if entry.pictures != "none" else None,
+    )
+    optimizer = torch.optim.AdamW(
+        [p for p in towers.parameters() if p.requires_grad],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    steps = config.epochs * (len(pairs) // min(config.batch_size, len(pairs)))
+    schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
+    towers, optimizer = accelerator.prepare(towers, optimizer)
+    images = ImageSource(catalogue, towers.vision, accelerator) if towers.vision else None
+    before = measure(towers, tokenizer, catalogue, study, images, accelerator)
+
+    generator = torch.Generator().manual_seed(seed)
+    tokens = tokenize(tokenizer, list(pairs.title), study.text.max_tokens)
+    rows, groups = pairs.image_row.to_numpy(), torch.tensor(pairs.group.to_numpy())
+    history, started = [], time.perf_counter()
+    bar = tqdm(total=steps, desc=f"{catalogue.name} {method} seed {seed}", unit="step", disable=not progress)
+    for epoch in range(config.epochs):
+        towers.train()
+        for index in epoch_batches(len(pairs), config.batch_size, generator):
+            batch = Batch(
+                tokens=take(tokens, index, accelerator.device),
+                images=images[rows[index]] if images else None,
+                groups=groups[index].to(accelerator.device) if config.mask_duplicates else None,
+            )
+            with accelerator.autocast():
+                loss = entry.loss(towers, batch, config)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"{method}: loss is {loss.item()} at step {len(history)}; lower adapt.lr")
+            accelerator.backward(loss)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            history.append((len(history), epoch, loss.item(), time.perf_counter() - started))
+            bar.update()
+        bar.set_postfix(loss=f"{np.mean([h[2] for h in history if h[1] == epoch]):.3f}")
+    bar.close()
+    after = measure(towers, tokenizer, catalogue, study, images, accelerator)
+    return Adapted(
+        accelerator.unwrap_model(towers).text.backbone.cpu().eval(),
+        tokenizer,
+        pd.DataFrame(history, columns=["step", "epoch", "loss", "seconds"]),
+        pd.concat([before.assign(when="before"), after.assign(when="after")], ignore_index=True),
+    )
+
+
+class ImageSource:
+    """Pictures of store rows as a batch on the device: pixels, or the features of a frozen tower, computed once."""
+
+    def __init__(self, catalogue: Catalogue, vision: VisionTower, accelerator: Accelerator) -> None:
+        if catalogue.images is None:
+            raise ValueError(f"{catalogue.name} has no pictures; ConVIRT needs them")
+        self.store, self.device, self.features = catalogue.images, accelerator.device, None
+        if vision.frozen:
+            vision.eval()
+            with torch.inference_mode(), accelerator.autocast():
+                chunks = np.array_split(np.arange(len(self.store)), max(1, len(self.store) // 64))
+                embedded = [vision.embed(self.pixels(rows)).float() for rows in tqdm(chunks, desc="features")]
+            self.features = torch.cat(embedded).clone()
+
+    def pixels(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.store[rows]).to(self.device)
+
+    def __getitem__(self, rows: np.ndarray) -> Tensor:
+        return self.pixels(rows) if self.features is None else self.features[torch.as_tensor(rows)]
+
+
+def text_model(study: Study, out: Path) -> str:
+    """The name or folder of the encoder that the study starts from."""
+    return str(out / "pretrained" / "text") if study.text.model == "pretrained" else study.text.model
+
+
+def make_vision(study: Study, out: Path) -> VisionTower:
+    """The vision tower that the study starts from."""
+    vision = study.vision
+    if vision.model == "pretrained":
+        vision = vision.model_copy(update={"model": f"local-dir:{out / 'pretrained' / 'vision'}"})
+    config = study.adapt
+    return VisionTower(load_vision(vision), config.projection_dim, config.projection_depth, vision.frozen)
+
+
+@torch.no_grad()
+def measure(
+    towers: Towers,
+    tokenizer,
+    catalogue: Catalogue,
+    study: Study,
+    images: ImageSource | None,
+    accelerator: Accelerator,
+    most: int = 512,
+) -> pd.DataFrame:
+    """Alignment and uniformity (Wang & Isola, 2020) on up to ``most`` Dev products; no label is read.
+
+    Of the pooled titles (two dropout passes are the positive pairs) and, with pictures, of the projected pairs.
+    Returns: measure, value. The random state is left as it was.
+    """
+    dev = catalogue.part("dev").head(most)
+    towers.eval()
+    rows = []
+    with torch.random.fork_rng(), accelerator.autocast():
+        tokens = tokenize(tokenizer, list(dev.title), study.text.max_tokens)
+        tokens = take(tokens, torch.arange(len(dev)), accelerator.device)
+        clean = embed_titles(towers.text.backbone, tokenizer, list(dev.title), study.text)
+        towers.text.train()
+        rows.append(("title alignment", losses.alignment(towers.text.embed(**tokens), towers.text.embed(**tokens))))
+        rows.append(("title uniformity", losses.uniformity(clean)))
+        if images is not None and (dev.image_row >= 0).any():
+            towers.eval()
+            paired = (dev.image_row >= 0).to_numpy()
+            text = towers.text(**tokens)[torch.from_numpy(paired)]
+            # In small pieces: a batch of 512 pictures at 224 px would hold gigabytes of activations.
+            pieces = np.array_split(dev.image_row.to_numpy()[paired], max(1, paired.sum() // 32))
+            vision = torch.cat([towers.vision(images[piece]) for piece in pieces])
+            rows.append(("title-picture alignment", losses.alignment(text, vision)))
+    return pd.DataFrame([(name, float(value)) for name, value in rows], columns=["measure", "value"])

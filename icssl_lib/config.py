@@ -1,0 +1,220 @@
+"""One YAML file is one study. Extra keys are refused, with the nearest known name.
+
+Relative paths in a file are relative to that file's folder.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # names become folders
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file, key and remedy."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SyntheticSource(Strict):
+    """The embedded catalogue: one procedural genre, the same bytes on every platform."""
+
+    source: Literal["synthetic"]
+    genre: Literal["automotive", "beauty", "electronics"]
+    products: PositiveInt = 4000
+    classes: Annotated[int, Field(ge=2)] = 40
+    seed: int = 0
+
+
+class TableSource(Strict):
+    """A CSV, TSV, JSONL or Parquet table (optionally .gz) with pictures in a folder or in a column of bytes."""
+
+    source: Literal["table"]
+    table: Path
+    title: str = "title"
+    label: str = "label"
+    id: str | None = None  # None: the row number
+    image: str | None = "image"  # a column of paths inside image_folder, or of bytes; None: no pictures
+    image_folder: Path | None = None  # None: the table's folder
+    missing_image: Literal["drop", "keep"] = "drop"
+    min_class_size: PositiveInt = 1  # smaller classes are dropped, and counted
+
+
+SourceConfig = Annotated[Union[SyntheticSource, TableSource], Field(discriminator="source")]  # noqa: UP007
+
+
+class TextConfig(Strict):
+    model: str = "pretrained"  # hub name, folder, or "pretrained": what this study's `pretrain` section makes
+    pooling: Literal["mean", "cls"] = "mean"
+    max_tokens: Annotated[int, Field(ge=4)] = 32
+
+
+class VisionConfig(Strict):
+    model: str = "pretrained"  # a timm name, or "pretrained"
+    checkpoint: Path | None = None  # a local .safetensors file for a timm name; None: timm's own weights (hub)
+    image_size: Annotated[int, Field(ge=16)] = 224
+    frozen: bool = False  # True: features are computed once and only the projection trains
+
+
+class AdaptConfig(Strict):
+    epochs: PositiveInt = 50
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    lr: PositiveFloat = 1e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-8
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the steps
+    temperature: PositiveFloat = 0.1
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.75
+    positive_in_denominator: bool = False  # False: Eqs. 3, 6, 7 as printed; True: InfoNCE
+    mask_duplicates: bool = True  # a title that stands twice in a batch is no negative of itself
+    projection_dim: PositiveInt = 768
+    projection_depth: PositiveInt = 2
+
+
+class FinetuneConfig(Strict):
+    epochs: PositiveInt = 30
+    batch_size: PositiveInt = 32
+    lr: PositiveFloat = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-8
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    selection: Literal["last", "best_dev"] = "last"  # which epoch's weights are kept
+    head: Literal["transformers", "mean"] = "transformers"  # "mean": linear layer on mean-pooled tokens
+    fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = list(FRACTIONS)
+    keep_classifiers: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]  # fractions whose weights are saved
+
+
+class PretrainConfig(Strict):
+    """The tiny encoders of the embedded catalogue, made from its generic corpora."""
+
+    seed: int = 0
+    titles: PositiveInt = 20000
+    vocab_size: PositiveInt = 3000
+    hidden_size: PositiveInt = 128
+    layers: PositiveInt = 2
+    heads: PositiveInt = 2
+    text_epochs: PositiveInt = 5
+    text_lr: PositiveFloat = 1e-3
+    pictures: PositiveInt = 6000
+    vision_size: PositiveInt = 128
+    vision_layers: PositiveInt = 3
+    vision_epochs: PositiveInt = 5
+    vision_lr: PositiveFloat = 1e-3
+    batch_size: PositiveInt = 64
+
+
+class RuntimeConfig(Strict):
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    processes: Literal[1] = 1
+    threads: PositiveInt = 1  # per job on a CPU; fixed, since sums depend on it
+
+
+class Study(Strict):
+    study: Name
+    seeds: Seeds = [0, 1, 2]
+    split_seed: int = 0
+    datasets: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
+    text: TextConfig = TextConfig()
+    vision: VisionConfig = VisionConfig()
+    methods: Annotated[list[Name], Field(min_length=1)] = ["origin", "simcse", "convirt", "convirt_shuffled"]
+    pretrain: PretrainConfig | None = None
+    adapt: AdaptConfig = AdaptConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Study":
+        if "pretrained" in (self.text.model, self.vision.model) and self.pretrain is None:
+            raise ValueError("a model named 'pretrained' needs a `pretrain:` section, or name a model or folder")
+        for key in ("seeds", "methods"):
+            values = getattr(self, key)
+            if len(set(values)) != len(values):
+                raise ValueError(f"`{key}` holds a value twice: {values}")
+        return self
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint for a misspelt name: ``did you mean 'x'?`` or the list of what is known."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def load_config(path: str | Path) -> Study:
+    """Read and check one study file.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown key (with the nearest known one), a bad value.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        raise ConfigError(f"{path}: no such configuration file; {near}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top, found {type(raw).__name__}")
+    _resolve_paths(raw, path.parent)
+    try:
+        return Study.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
+    """Make the paths of a raw configuration absolute, in place."""
+
+    def resolve(section: Any, key: str) -> None:
+        if isinstance(section, dict) and isinstance(section.get(key), str):
+            section[key] = str((folder / Path(section[key]).expanduser()).resolve())
+
+    for source in (raw.get("datasets") or {}).values() if isinstance(raw.get("datasets"), dict) else ():
+        resolve(source, "table")
+        resolve(source, "image_folder")
+    resolve(raw.get("vision"), "checkpoint")
+    text = raw.get("text")
+    if isinstance(text, dict) and isinstance(text.get("model"), str):
+        looks_like_path = text["model"].startswith((".", "/", "~"))
+        if looks_like_path or (folder / text["model"]).is_dir():
+            resolve(text, "model")
+
+
+def _explain(item: dict[str, Any]) -> str:
+    """One pydantic error in one sentence, with the nearest name where a key is unknown."""
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{where or 'file'}: {item['msg']} (got {item['input']!r:.80})"
+    *parents, key = item["loc"]
+    return f"{where}: unknown key; {nearest(str(key), list(_model_at(parents).model_fields))}"
+
+
+def _model_at(parents: list[str | int]) -> type[BaseModel]:
+    """The model that an error's location points into: sections by name, sources by their tag."""
+    sources = {get_args(m.model_fields["source"].annotation)[0]: m for m in (SyntheticSource, TableSource)}
+    if parents and parents[0] == "datasets":
+        return sources[str(parents[-1])]
+    model: type[BaseModel] = Study
+    for part in parents:
+        options = [
+            model.model_fields[str(part)].annotation,
+            *get_args(model.model_fields[str(part)].annotation),
+        ]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return model

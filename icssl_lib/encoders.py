@@ -1,0 +1,162 @@
+"""Text and vision towers: backbone, pooling, projection. (N, ...) in, (N, D) out; no losses here."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from icssl_lib.config import TextConfig, VisionConfig
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded; the message says which and what to do."""
+
+
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over real tokens: hidden (N, T, H), mask (N, T) of 0 and 1 with a 1 in each row -> (N, H)."""
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def projection(dim_in: int, dim_out: int, depth: int = 2) -> nn.Sequential:
+    """MLP of ``depth`` linear layers with ReLU between them: (N, dim_in) -> (N, dim_out)."""
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        last = i == depth - 1
+        layers += [nn.Linear(dim_in, dim_out if last else dim_in)] + ([] if last else [nn.ReLU()])
+    return nn.Sequential(*layers)
+
+
+class TextTower(nn.Module):
+    """A Hugging Face encoder, pooled and projected.
+
+    Call: input_ids (N, T), attention_mask (N, T) -> (N, D). `embed` gives the pooled (N, H) before projection.
+    """
+
+    def __init__(self, backbone: nn.Module, pooling: str, projection_dim: int, depth: int) -> None:
+        super().__init__()
+        self.backbone, self.pooling = backbone, pooling
+        self.projection = projection(backbone.config.hidden_size, projection_dim, depth)
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (N, T, H)
+        return hidden[:, 0] if self.pooling == "cls" else mean_pool(hidden, attention_mask)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.projection(self.embed(input_ids, attention_mask))
+
+
+class VisionTower(nn.Module):
+    """A timm model without its classifier, projected.
+
+    Call: pixels uint8 (N, S, S, 3) -> (N, D). With ``frozen`` the backbone neither trains nor uses dropout, and
+    `forward` takes its features (N, F), as `embed` returns them, so that they can be computed once.
+    """
+
+    def __init__(self, backbone: nn.Module, projection_dim: int, depth: int, frozen: bool = False) -> None:
+        super().__init__()
+        self.backbone, self.frozen = backbone.requires_grad_(not frozen), frozen
+        self.projection = projection(backbone.num_features, projection_dim, depth)
+        settings = backbone.pretrained_cfg
+        self.register_buffer("mean", 255 * torch.tensor(settings["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(settings["std"]).view(1, 3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> "VisionTower":
+        super().train(mode)
+        self.backbone.train(mode and not self.frozen)
+        return self
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        return self.backbone((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)  # (N, F)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(x if self.frozen else self.embed(x))
+
+
+def load_text(model: str):
+    """The bare encoder and its tokenizer by hub name or folder, weights in float32.
+
+    Returns: (AutoModel, AutoTokenizer).
+    Raises: ModelError: neither a folder nor, with network, on the hub.
+    """
+    from transformers import (
+        AutoModel,
+        AutoTokenizer,
+    )  # seconds to import, and vision-only work never needs it
+
+    folder = Path(model)
+    looks_like_path = folder.is_absolute() or model.startswith(".")
+    if looks_like_path and not (folder / "config.json").is_file():
+        raise ModelError(f"text.model: {model} holds no config.json; name a Hugging Face folder or a hub model")
+    try:
+        return AutoModel.from_pretrained(model, dtype=torch.float32), AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"text.model: cannot load '{model}': {str(error).splitlines()[0]}. Without network, "
+            "set text.model to a folder that holds config.json, model.safetensors and the tokenizer"
+        ) from error
+
+
+def load_vision(config: VisionConfig) -> nn.Module:
+    """A timm model without classifier; position embeddings are interpolated to ``config.image_size``.
+
+    Raises: ModelError: unknown timm name, checkpoint that is missing or does not fit, or no network.
+    """
+    import timm
+
+    if config.model not in timm.list_models() and not config.model.startswith("hf-hub:"):
+        from icssl_lib.config import nearest
+
+        raise ModelError(f"vision.model: timm has no '{config.model}'; {nearest(config.model, timm.list_models())}")
+    options = {"num_classes": 0}
+    if config.checkpoint is not None:
+        if not config.checkpoint.is_file():
+            raise ModelError(f"vision.checkpoint: no such file: {config.checkpoint}")
+        if config.checkpoint.suffix != ".safetensors":
+            raise ModelError(f"vision.checkpoint: {config.checkpoint.name}: only .safetensors files are read")
+        options |= {"pretrained_cfg_overlay": {"file": str(config.checkpoint), "num_classes": 0}}
+    try:
+        try:
+            backbone = timm.create_model(config.model, pretrained=True, img_size=config.image_size, **options)
+        except TypeError:  # a convolutional network takes any size, and no img_size
+            backbone = timm.create_model(config.model, pretrained=True, **options)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"vision.model: cannot load weights of '{config.model}': {str(error).splitlines()[0]}. Without network, "
+            "set vision.checkpoint to the model's .safetensors file"
+        ) from error
+    return backbone.float()
+
+
+def tokenize(tokenizer, titles: list[str], max_tokens: int) -> dict[str, Tensor]:
+    """Titles to input_ids and attention_mask, (N, T) each, padded to the longest title here, cut at max_tokens."""
+    options = {"truncation": True, "max_length": max_tokens, "padding": True, "return_tensors": "pt"}
+    return dict(tokenizer(titles, **options, return_token_type_ids=False))
+
+
+def take(tokens: dict[str, Tensor], index: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """Rows ``index`` of (N, T) tokens padded on the right, cut to the longest among them, on ``device``."""
+    longest = int(tokens["attention_mask"][index].sum(dim=1).max())
+    return {name: rows[index, :longest].to(device) for name, rows in tokens.items()}
+
+
+@torch.inference_mode()
+def embed_titles(backbone: nn.Module, tokenizer, titles: list[str], text: TextConfig, batch_size: int = 256) -> Tensor:
+    """Pooled embeddings of titles in their order, without dropout and before projection: float32 (N, H)."""
+    backbone.eval()
+    tower = TextTower(backbone, text.pooling, projection_dim=1, depth=0)
+    tokens = tokenize(tokenizer, titles, text.max_tokens)
+    batches = torch.arange(len(titles)).split(batch_size)
+    return torch.cat([tower.embed(**take(tokens, i, backbone.device)).float().cpu() for i in batches])
+
+
+def save_pretrained(model, tokenizer, folder: Path) -> None:
+    """Write a plain Hugging Face folder, whole: under a temporary name first, then renamed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f"{folder.name}.part{os.getpid()}")
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)

@@ -1,0 +1,118 @@
+"""The tiny `origin` encoders of the embedded catalogue, made from its generic corpora alone."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate.utils import set_seed
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from icssl_lib.config import Study
+from icssl_lib.encoders import save_pretrained, take, tokenize
+from icssl_lib.sources import synthetic
+
+
+def pretrain_text(study: Study, folder: Path, progress: bool = True) -> pd.DataFrame:
+    """A tiny BERT by masked language modelling (Devlin et al., 2019: 15% of the tokens) on generic titles.
+
+    Writes a Hugging Face folder. Returns: step, loss.
+    """
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, DataCollatorForLanguageModeling
+
+    config = study.pretrain
+    set_seed(config.seed)
+    torch.set_num_threads(study.runtime.threads)
+    titles = synthetic.generic_titles(config.titles, config.seed)
+    wordpiece = BertWordPieceTokenizer()
+    wordpiece.train_from_iterator(titles, vocab_size=config.vocab_size, show_progress=False)
+    tokenizer = BertTokenizerFast(tokenizer_object=wordpiece._tokenizer)
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * config.hidden_size,
+            max_position_embeddings=128,
+        )
+    )
+    tokens = tokenize(tokenizer, titles, study.text.max_tokens)
+    mask = DataCollatorForLanguageModeling(tokenizer)
+    optimizer, schedule, steps = _optimizer(model, config.text_lr, config.text_epochs, len(titles), config.batch_size)
+    history = []
+    with tqdm(total=steps, desc="masked LM", disable=not progress) as bar:
+        for _ in range(config.text_epochs):
+            for index in torch.randperm(len(titles)).split(config.batch_size):
+                batch = take(tokens, index, model.device)
+                masked, labels = mask.torch_mask_tokens(batch["input_ids"].clone())
+                # Padding is no word: it is neither hidden nor guessed.
+                real = batch["attention_mask"].bool()
+                batch["input_ids"] = torch.where(real, masked, batch["input_ids"])
+                loss = model(**batch, labels=labels.masked_fill(~real, -100)).loss
+                _step(loss, optimizer, schedule)
+                history.append(loss.item())
+                bar.update()
+    tokenizer.model_max_length = study.text.max_tokens
+    save_pretrained(model.bert, tokenizer, folder)
+    return pd.DataFrame({"step": range(len(history)), "loss": history})
+
+
+def pretrain_vision(study: Study, folder: Path, progress: bool = True) -> pd.DataFrame:
+    """A tiny ViT by supervised classification of generic pictures, saved without its classifier (timm's folder).
+
+    Returns: step, loss.
+    """
+    import timm
+    from timm.models import save_for_hf
+
+    config = study.pretrain
+    set_seed(config.seed)
+    torch.set_num_threads(study.runtime.threads)
+    pictures, labels = synthetic.generic_pictures(config.pictures, config.seed, study.vision.image_size)
+    shape = {
+        "embed_dim": config.vision_size,
+        "depth": config.vision_layers,
+        "num_heads": config.vision_size // 32,
+    }
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=study.vision.image_size, num_classes=int(labels.max()) + 1, **shape
+    )
+    optimizer, schedule, steps = _optimizer(
+        model, config.vision_lr, config.vision_epochs, len(pictures), config.batch_size
+    )
+    history = []
+    with tqdm(total=steps, desc="ViT", disable=not progress) as bar:
+        for _ in range(config.vision_epochs):
+            for index in torch.randperm(len(pictures)).split(config.batch_size):
+                pixels = torch.from_numpy(pictures[index.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+                loss = cross_entropy(model(pixels), torch.from_numpy(labels)[index])
+                _step(loss, optimizer, schedule)
+                history.append(loss.item())
+                bar.update()
+    model.reset_classifier(0)
+    part = folder.with_name(f"{folder.name}.part{os.getpid()}")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    size = {"img_size": study.vision.image_size}
+    save_for_hf(model, part, model_config={"num_classes": 0}, model_args=shape | size, safe_serialization=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+    return pd.DataFrame({"step": range(len(history)), "loss": history})
+
+
+def _optimizer(model: torch.nn.Module, lr: float, epochs: int, n: int, batch_size: int):
+    from transformers import get_scheduler
+
+    steps = epochs * -(-n // batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
+    return optimizer, get_scheduler("linear", optimizer, round(0.06 * steps), steps), steps
+
+
+def _step(loss: torch.Tensor, optimizer: torch.optim.Optimizer, schedule) -> None:
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()

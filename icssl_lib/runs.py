@@ -1,0 +1,366 @@
+"""Running the study: a strict papermill, run records, the results table, and the command line.
+
+python -m icssl_lib.runs study config/quick.yaml [--cores N] [--out DIR]
+python -m icssl_lib.runs plan config/quick.yaml
+python -m icssl_lib.runs execute NOTEBOOK OUTPUT name=value ...
+python -m icssl_lib.runs collect CONFIG OUT
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+
+from icssl_lib.config import ConfigError, Study, load_config, nearest
+from icssl_lib.methods import METHODS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = [
+    *("dataset", "method", "fraction", "seed", "n_train"),
+    *("accuracy", "macro_f1", "head_macro_f1", "tail_macro_f1", "split_hash", "seconds"),
+]
+
+
+class RunError(RuntimeError):
+    """The study cannot go on; the message says what, where and what to do."""
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# --- notebooks ---
+
+
+def parameters_of(notebook: Path) -> dict[str, Any]:
+    """Names and defaults in the cell tagged ``parameters``.
+
+    Raises: RunError: no such notebook, or no cell with that tag (papermill would then run with defaults).
+    """
+    import papermill
+
+    if not notebook.is_file():
+        raise RunError(
+            f"{notebook}: no such notebook; {nearest(notebook.name, [p.name for p in notebook.parent.glob('*.ipynb')])}"
+        )
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise RunError(f"{notebook}: {len(tagged)} cells are tagged `parameters`, expected 1; tag the first code cell")
+    return papermill.inspect_notebook(str(notebook))
+
+
+def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """Run a notebook by papermill, refusing parameters that it does not know, which papermill only warns about.
+
+    The kernel speaks over IPC: parallel kernels clash on TCP ports. One whose process died is tried once more.
+    The output appears when the notebook has run to its end; after an error it stands beside it as ``*.failed.ipynb``.
+
+    Raises: RunError: unknown parameter (with the nearest name), or the notebook failed.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
+
+    known = parameters_of(notebook)
+    for name in parameters:
+        if name not in known:
+            raise RunError(f"{notebook.name} has no parameter '{name}'; {nearest(name, list(known))}")
+    failed = output.with_suffix(".failed.ipynb")
+    failed.parent.mkdir(parents=True, exist_ok=True)
+    transport = Config({"KernelManager": {"transport": "ipc"}}) if os.name == "posix" else Config()
+    with tempfile.TemporaryDirectory(prefix="icssl") as sockets:
+        os.environ["JUPYTER_RUNTIME_DIR"] = sockets
+        for attempt in (1, 2):
+            try:
+                papermill.execute_notebook(
+                    str(notebook), str(failed), parameters, kernel_name="python3", progress_bar=False,
+                    log_output=True, cwd=str(notebook.parent), config=transport,
+                )  # fmt: skip
+            except papermill.PapermillExecutionError as error:
+                raise RunError(f"{notebook.name}: {error.ename}: {error.evalue} (all of it: {failed})") from None
+            except DeadKernelError:
+                if attempt == 2:
+                    raise RunError(f"{notebook.name}: the kernel died twice; out of memory?") from None
+                continue
+            break
+    os.replace(failed, output)
+
+
+# --- records ---
+
+
+def piece(out: Path, kind: str, dataset: str, method: str, seed: int) -> Path:
+    """Where a piece of the study lies below the run folder, without suffix: kind/dataset/method/seed<k>."""
+    return out / kind / dataset / method / f"seed{seed}"
+
+
+def machine() -> dict[str, Any]:
+    """What the record says of hardware and software."""
+    import torch
+    import transformers
+
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return {"cpu": cpu, "cores": os.cpu_count(), "device": device, "system": platform.platform(), **versions}
+
+
+def save_record(
+    out: Path, dataset: str, method: str, seed: int, record: dict[str, Any], predictions: pd.DataFrame
+) -> None:
+    """Write one classifier run: its predictions per item (parquet), then its record (JSON)."""
+    tagged = predictions.assign(dataset=dataset, method=method, seed=seed)
+    columns = ["dataset", "method", "fraction", "seed", "id", "label", "predicted", "confidence"]
+    write_whole(
+        piece(out, "predictions", dataset, method, seed).with_suffix(".parquet"),
+        lambda path: tagged[columns].to_parquet(path, index=False),
+    )
+    text = json.dumps({"dataset": dataset, "method": method, "seed": seed, **record, "machine": machine()}, indent=1)
+    write_whole(piece(out, "records", dataset, method, seed).with_suffix(".json"), lambda path: path.write_text(text))
+
+
+def collect(study: Study, out: Path) -> pd.DataFrame:
+    """All records of the study as ``results.csv``, in the order of the configuration.
+
+    Raises: RunError: a record is missing.
+    """
+    rows = []
+    for dataset in study.datasets:
+        for method in study.methods:
+            for seed in study.seeds:
+                path = piece(out, "records", dataset, method, seed).with_suffix(".json")
+                if not path.is_file():
+                    raise RunError(f"{path}: no such record; run notebook 03 for it, or `make study`")
+                record = json.loads(path.read_text())
+                rows += [record | scores for scores in record["fractions"]]
+    results = pd.DataFrame(rows)[RESULTS]
+    order = {name: i for i, name in enumerate([*study.datasets, *study.methods])}
+    results = results.sort_values(
+        ["dataset", "method", "fraction", "seed"],
+        key=lambda c: c.map(order).fillna(c) if c.name in ("dataset", "method") else c,
+    )
+    write_whole(out / "results.csv", lambda path: results.to_csv(path, index=False, float_format="%.6f"))
+    return results
+
+
+# --- the DAG ---
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of configuration parts: a job runs again when its own part of the configuration changed."""
+    text = json.dumps([p.model_dump(mode="json") if hasattr(p, "model_dump") else p for p in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def check_methods(study: Study) -> None:
+    """Raises: ConfigError: a method that the registry does not know, or that the data cannot serve."""
+    for method in study.methods:
+        if method not in METHODS:
+            raise ConfigError(f"methods: no method '{method}'; {nearest(method, list(METHODS))}")
+    if "origin" not in study.methods:
+        raise ConfigError("methods: 'origin' is missing; every difference is taken from it")
+
+
+def exit_with(pid: int) -> None:
+    """End this process when process ``pid`` ends: after kill -9 of the study, none of its jobs goes on writing."""
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                os._exit(1)
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Only one study at a time in a run folder. The lock falls with its process, however that ends."""
+    import fcntl
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{out}: a study runs in this folder already; wait for it, or give another --out") from None
+        yield
+
+
+def snakemake(config: Path, out: Path, *options: str) -> list[str]:
+    """The command that runs the DAG of one configuration in its run folder."""
+    return [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(out)),
+        *("--config", f"study={config.resolve()}", "--scheduler", "greedy", "--nolock", "--rerun-incomplete"),
+        *("--rerun-triggers", "mtime", "params", "input", "--keep-going", "--nocolor", *options),
+    ]  # fmt: skip
+
+
+def follow(stream: IO[str], log: IO[str], label: str) -> list[Path]:
+    """Show the DAG's progress as one line with time left, copy all of it to ``log``; return failed jobs' logs."""
+    from tqdm import tqdm
+
+    failures, in_error = [], False
+    with tqdm(total=None, desc=label, unit="job", smoothing=0.1, mininterval=1) as bar:
+        for line in stream:
+            log.write(line)
+            if match := re.match(r"(\d+) of (\d+) steps", line):
+                bar.total = int(match[2])
+                bar.update(int(match[1]) - bar.n)
+            elif line.startswith("Error in rule"):
+                in_error = True
+            elif in_error and (match := re.match(r"\s+log: (\S+)", line)):
+                failures.append(Path(match[1].rstrip(",")))
+                in_error = False
+    return failures
+
+
+def watch_memory(stop: threading.Event) -> dict[str, float]:
+    """Peak of the summed resident memory of this process's descendants, in GB, updated until ``stop``."""
+    import psutil
+
+    peak = {"gb": 0.0}
+
+    def watch() -> None:
+        while not stop.wait(1):
+            total = 0
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    total += child.memory_info().rss
+            peak["gb"] = max(peak["gb"], total / 1e9)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return peak
+
+
+def run_study(config: Path, out: Path, cores: int) -> None:
+    """Run or finish the study of a configuration; print Table 2 and where everything lies.
+
+    Raises: ConfigError, RunError.
+    """
+    study = load_config(config)
+    check_methods(study)
+    started, stop = time.perf_counter(), threading.Event()
+    with locked(out), (out / "study.log").open("a") as log:
+        peak = watch_memory(stop)
+        environment = os.environ | {
+            "ICSSL_STUDY_PID": str(os.getpid()), "OMP_NUM_THREADS": str(study.runtime.threads),
+            "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        command = snakemake(config, out, "--cores", str(cores))
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        failures = follow(process.stdout, log, study.study)
+        stop.set()
+        if process.wait() != 0:
+            for path in failures:
+                lines = (out / path).read_text(errors="replace").splitlines() if (out / path).is_file() else []
+                print(f"{path}: " + " ".join(lines[-1:]), file=sys.stderr)
+            raise RunError(
+                f"{len(failures)} jobs failed; the whole log is {out / 'study.log'}. Mended, the same command goes on"
+            )
+    seconds = time.perf_counter() - started
+    wall = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak["gb"], 2), "cores": cores}
+    write_whole(out / "wall.json", lambda path: path.write_text(json.dumps(wall)))
+    print_summary(study, out, wall)
+
+
+def print_summary(study: Study, out: Path, wall: dict[str, float]) -> None:
+    """Table 2 on the terminal, and where everything lies."""
+    from icssl_lib.metrics import format_table2
+
+    print(f"\n{format_table2(pd.read_csv(out / 'results.csv'))}\n")
+    minutes, memory = wall["seconds"] / 60, wall["peak_memory_gb"]
+    print(f"Done in {minutes:.1f} minutes on {wall['cores']} cores, at most {memory:.1f} GB. In {out}:")
+    for name, what in (
+        ("report/index.html", "the report: open it in a browser"),
+        ("results.csv", "every number, one row per data set, method, fraction and seed"),
+        ("figures/", "each figure as png and svg beside the csv it was drawn from"),
+        ("encoders/, classifiers/", "plain Hugging Face folders"),
+        ("predictions/", "every prediction on Test, as parquet"),
+        ("notebooks/", "the executed notebooks"),
+    ):
+        print(f"  {name:24} {what}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="icssl_lib.runs", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("study", "plan"):
+        command = commands.add_parser(name)
+        command.add_argument("config", type=Path)
+        command.add_argument("--out", type=Path, help="default: runs/<study>")
+        command.add_argument(
+            "--cores",
+            type=int,
+            default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        )
+    command = commands.add_parser("execute")
+    command.add_argument("notebook", type=Path)
+    command.add_argument("output", type=Path)
+    command.add_argument("parameters", nargs="*", metavar="name=value")
+    for name in ("collect", "report"):
+        command = commands.add_parser(name)
+        command.add_argument("config", type=Path)
+        command.add_argument("out", type=Path)
+    options = parser.parse_args(argv)
+    if "ICSSL_STUDY_PID" in os.environ:
+        exit_with(int(os.environ["ICSSL_STUDY_PID"]))
+    try:
+        if options.command == "execute":
+            import yaml
+
+            pairs = dict(pair.split("=", 1) for pair in options.parameters)
+            execute(options.notebook, options.output, {k: yaml.safe_load(v) for k, v in pairs.items()})
+        elif options.command == "collect":
+            collect(load_config(options.config), options.out)
+        elif options.command == "report":
+            from icssl_lib.report import build
+
+            build(load_config(options.config), options.out)
+        else:
+            out = options.out or Path("runs") / load_config(options.config).study
+            if options.command == "study":
+                run_study(options.config, out, options.cores)
+            else:
+                check_methods(load_config(options.config))
+                out.mkdir(parents=True, exist_ok=True)
+                return subprocess.call(snakemake(options.config, out, "--dry-run", "--quiet", "rules"))
+    except (ConfigError, RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
