@@ -1,7 +1,7 @@
 """The product table of one dataset: ingest with a report, grouped split, nested subsets, head and tail.
 
-Every random choice here orders keys by a seeded SHA-256, so that it is the same on every platform and with every
-version of NumPy, and does not depend on the order of the rows.
+Every random choice here orders keys by a seeded SHA-256, so that it is the same on every platform and with
+every version of NumPy, and does not depend on the order of the rows.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from icssl_lib.config import SourceConfig
-from icssl_lib.images import ImageError, ImageStore, write_store, written_whole
+from icssl_lib.images import ImageStore, write_store, written_whole
 
 PARTS = {"ssl": 50, "train": 30, "dev": 10, "test": 10}  # per cent of the products
 REPORT_COLUMNS = ["reason", "action", "count", "example"]
@@ -38,7 +38,7 @@ class Report:
         self._rows: dict[tuple[str, str], list[Any]] = {}
 
     def add(self, reason: str, action: str, count: int, example: object = "") -> None:
-        """Count ``count`` more products; ``action`` is 'dropped', 'kept' or 'repaired'. Keeps the first example."""
+        """Count ``count`` (>= 1) more; ``action`` is dropped, kept or repaired. The first example stays."""
         self._rows.setdefault((reason, action), [0, str(example)[:120]])[0] += count
 
     def frame(self) -> pd.DataFrame:
@@ -60,7 +60,8 @@ class RawCatalogue:
     """What a source delivers, before cleaning.
 
     Attributes:
-        table: columns id, title, label (text) and image (any reference that ``read_image`` understands, or None).
+        table: columns id, title, label (str) and image (whatever ``read_image`` understands; equal str are
+            the same picture, decoded once).
         read_image: reference to encoded bytes or a picture, called from several threads; raises ImageError.
             None: a catalogue without pictures.
         report: rows the source could not read.
@@ -76,8 +77,8 @@ class Catalogue:
     """One ingested dataset.
 
     Attributes:
-        products: columns id, title, label, image_row (row in ``images``, -1: no picture; products with the same
-            picture share a row) and part (ssl, train, dev, test), sorted by id.
+        products: columns id, title, label, image_row (row in ``images``, -1: no picture; products that name
+            the same picture share a row) and part (ssl, train, dev, test), sorted by id.
         images: the decoded pictures, or None where the catalogue has none.
         report: columns reason, action, count, example.
         split_hash: 16 hexadecimal digits, see ``split_hash``.
@@ -117,8 +118,8 @@ def normalise_title(title: str) -> str:
 def split(products: pd.DataFrame, seed: int) -> pd.Series:
     """Give each product its part, 50/30/10/10 per cent, products with the same normalised title together.
 
-    The titles come in a seeded order; each goes, with all its products, to the part that lacks most. So no part
-    exceeds its share by more than the most frequent title's products.
+    The titles come in a seeded order; each goes, with all its products, to the part that lacks most. So no
+    part exceeds its share by more than the products of the most frequent title.
 
     Args:
         products: column title.
@@ -131,9 +132,7 @@ def split(products: pd.DataFrame, seed: int) -> pd.Series:
     """
     groups = products["title"].map(normalise_title)
     sizes = groups.value_counts().to_dict()
-    lack = {
-        part: share * len(products) for part, share in reversed(PARTS.items())
-    }  # in hundredths of products
+    lack = {part: share * len(products) for part, share in reversed(PARTS.items())}  # in hundredths of products
     part_of = {}
     for group in _shuffled(sizes, seed, "split"):
         part_of[group] = max(lack, key=lack.__getitem__)  # ties: the smaller part, so that tiny ones fill too
@@ -147,7 +146,7 @@ def split(products: pd.DataFrame, seed: int) -> pd.Series:
 
 
 def split_hash(products: pd.DataFrame) -> str:
-    """Identify a split: the first 16 hexadecimal digits of the SHA-256 of the sorted ``id<TAB>part`` lines."""
+    """Identify a split: 16 hexadecimal digits of the SHA-256 of the sorted ``id<TAB>part`` lines."""
     lines = sorted(products["id"] + "\t" + products["part"])
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
@@ -225,8 +224,8 @@ def ingest(
             raise CatalogueError(f"dataset {name}: no product is left of {len(raw.table)} rows: {report}")
         if products["label"].nunique() < 2:
             raise CatalogueError(
-                f"dataset {name}: all {len(products)} products bear one label, {products['label'].iloc[0]!r}; "
-                f"there is nothing to categorize ({report})"
+                f"dataset {name}: all {len(products)} products bear one label, "
+                f"{products['label'].iloc[0]!r}; there is nothing to categorize ({report})"
             )
         products["part"] = split(products, split_seed)
         _save(name, products, report.frame(), image_size, split_seed, folder)
@@ -249,9 +248,7 @@ def open_catalogue(folder: Path) -> Catalogue:
         images = ImageStore(folder / "images.npy") if meta["pictures"] else None
         report = pd.read_csv(folder / "report.csv", keep_default_na=False)
     except FileNotFoundError as error:
-        raise CatalogueError(
-            f"{folder}: no complete catalogue ({error.filename} is absent); {remedy}"
-        ) from None
+        raise CatalogueError(f"{folder}: no complete catalogue ({error.filename} is absent); {remedy}") from None
     except (OSError, ValueError, KeyError) as error:
         raise CatalogueError(f"{folder}: the catalogue is damaged ({error}); {remedy} again") from None
     if split_hash(products) != meta["split_hash"] or len(images or ()) != meta["pictures"]:
@@ -260,9 +257,7 @@ def open_catalogue(folder: Path) -> Catalogue:
 
 
 # Control characters, lone surrogates, and the invisible and direction marks that garble a page
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
-)
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def _note(report: Report, reason: str, action: str, rows: pd.DataFrame) -> None:
@@ -310,8 +305,8 @@ def _store_images(
     free, needed = shutil.disk_usage(folder).free, len(which) * 3 * size * size
     if needed > free:
         raise CatalogueError(
-            f"{folder}: {len(which)} pictures of {size} x {size} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
-            "free; free some, use another disk, or a smaller vision.image_size"
+            f"{folder}: {len(which)} pictures of {size} x {size} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB "
+            "are free; free some, use another disk, or a smaller vision.image_size"
         )
     rows, errors = write_store(folder / "images.npy", list(which.values()), raw.read_image, size, progress)
     position = {key: i for i, key in enumerate(which)}

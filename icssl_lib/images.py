@@ -1,7 +1,7 @@
 """Safe decoding of pictures, and a store that holds each picture decoded once.
 
-Any image file is taken for hostile: only formats that Pillow decodes by itself, sizes checked on the header, and
-whatever a decoder raises becomes an ImageError.
+Any image file is taken for hostile: only formats that Pillow decodes by itself, sizes checked on the header,
+and whatever a decoder raises becomes an ImageError.
 """
 
 import io
@@ -89,9 +89,7 @@ def decode(picture: bytes | Path | Image.Image, size: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError(
-                    "too large", f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}"
-                )
+                raise ImageError("too large", f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
             return _fit(image, size)
     except (ImageError, MemoryError):
         raise
@@ -130,8 +128,8 @@ def write_store(
 ) -> tuple[np.ndarray, dict[int, ImageError]]:
     """Decode pictures by a pool of threads (Pillow releases the GIL) into one .npy file, in order.
 
-    Memory is bounded by CHUNK pictures. The file is appended to rather than mapped: on a full disk a write raises
-    OSError, where a mapped page would kill the process.
+    Memory is bounded by CHUNK pictures. The file is appended to rather than mapped: on a full disk a write
+    raises OSError, where a mapped page would kill the process.
 
     Args:
         path: the .npy file; written under a temporary name until it is whole.
@@ -140,7 +138,7 @@ def write_store(
         size: side of the stored squares, in pixels.
 
     Returns:
-        (N,) int64, the row of each reference in the file, -1 where it failed; and each failure by its position.
+        (N,) int64, the row of each reference in the file, -1 where it failed; each failure by its position.
     """
     rows = np.full(len(references), -1)
     errors: dict[int, ImageError] = {}
@@ -211,6 +209,4 @@ class ImageStore:
         return self._pixels[rows]
 
     def __reduce__(self) -> tuple[type["ImageStore"], tuple[Path]]:
-        return ImageStore, (
-            self.path,
-        )  # a worker process maps the file anew; the pixels are not copied to it
+        return ImageStore, (self.path,)  # a worker process maps the file anew; the pixels are not copied to it
