@@ -1,0 +1,62 @@
+# One command each; `make` alone lists them. Needs Python 3.11 or newer with venv, and make (GNU 3.81 or newer).
+#
+#   CONFIG=my.yaml       the study to run                     (study, plan)
+#   CORES=2              how many cores to use; default all   (study)
+#   ARGS="-k losses"     passed on to pytest                  (test)
+#   UPGRADE=--upgrade    move every pin to its newest version (lock)
+#   PYTHON=/path/to/it   the Python that .venv is made from
+#
+# Paths here are relative, and tools are called as `python -m`, so a clone may lie in a folder with spaces.
+
+CONFIG ?= config/quick.yaml
+
+# The first that runs, is new enough and can make an environment: a pyenv shim may exist and not run, and
+# Debian's python3 may lack venv.
+SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+
+# The stamp holds the folder that .venv was made for. It is missing after an interrupted set-up and wrong in a
+# moved clone; then, or when its Python is gone, .venv is made anew.
+USABLE := $(shell test "$$(cat .venv/stamp 2>/dev/null)" = "$$(pwd -P)" && .venv/bin/python -V 2>/dev/null)
+
+.PHONY: help study plan test lab lint lock unusable
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' Makefile
+
+study: .venv/stamp  ## run a study, from data to report (CONFIG=config/quick.yaml, CORES=all); resumes where it stopped
+	.venv/bin/python -m icssl_lib.runs study "$(CONFIG)" $(if $(CORES),--cores $(CORES))
+
+plan: .venv/stamp  ## print a study's jobs and their cost, run nothing (CONFIG=config/quick.yaml)
+	.venv/bin/python -m icssl_lib.runs plan "$(CONFIG)"
+
+test: .venv/stamp  ## the whole test suite (ARGS="-k losses" for a part)
+	.venv/bin/python -m pytest $(ARGS)
+
+lab: .venv/stamp  ## JupyterLab on the notebooks
+	.venv/bin/python -m jupyterlab notebooks
+
+lint: .venv/stamp  ## ruff on code and notebooks; notebooks hold no outputs
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	find notebooks -name '*.ipynb' ! -path '*/.ipynb_checkpoints/*' \
+		-exec .venv/bin/python -m nbstripout --verify --keep-id {} +
+
+lock: .venv/stamp  ## write requirements.lock from pyproject.toml (UPGRADE=--upgrade for the newest versions)
+	.venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate $(UPGRADE) --quiet -o requirements.lock
+
+# The stamp goes first and comes back last: whatever stops in between, the next call starts over.
+NO_PYTHON = no Python 3.11 or newer with its venv module$(if $(PYTHON), at '$(PYTHON)'). Install one \
+	(Debian, Ubuntu: apt-get install python3-venv) or name one: make PYTHON=/path/to/python3
+
+.venv/stamp: requirements.lock pyproject.toml $(if $(USABLE),,unusable)
+	$(if $(USABLE)$(shell "$(PYTHON)" -c '$(SUITABLE)' 2>/dev/null && echo yes),,$(error $(NO_PYTHON)))
+	@rm -f $@
+	@test -n "$(USABLE)" || { echo "Making .venv with $(PYTHON); on Linux the first time downloads about 3 GB"; \
+		"$(PYTHON)" -m venv --clear .venv && \
+		.venv/bin/python -m pip install --quiet --disable-pip-version-check uv; }
+	.venv/bin/uv pip sync --python .venv/bin/python --require-hashes requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	@pwd -P > $@
