@@ -1,6 +1,7 @@
 """Files beside the library that must agree with each other: environment, lock, Makefile, notebooks, CI."""
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -95,7 +96,8 @@ def test_no_tracked_file_names_a_registry_or_is_large() -> None:
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     if not shutil.which("make"):
         pytest.skip("no make")
-    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
+    return subprocess.run(["make", *arguments], cwd=folder, env=outside, capture_output=True, text=True, check=False)
 
 
 def test_make_alone_lists_each_target() -> None:
