@@ -248,7 +248,9 @@ def open_catalogue(folder: Path) -> Catalogue:
         images = ImageStore(folder / "images.npy") if meta["pictures"] else None
         report = pd.read_csv(folder / "report.csv", keep_default_na=False)
     except FileNotFoundError as error:
-        raise CatalogueError(f"{folder}: no complete catalogue ({error.filename} is absent); {remedy}") from None
+        raise CatalogueError(
+            f"{folder}: no complete catalogue ({error.filename or error} is absent); {remedy}"
+        ) from None
     except (OSError, ValueError, KeyError) as error:
         raise CatalogueError(f"{folder}: the catalogue is damaged ({error}); {remedy} again") from None
     if split_hash(products) != meta["split_hash"] or len(images or ()) != meta["pictures"]:

@@ -1,0 +1,391 @@
+import itertools
+import json
+import os
+import resource
+import string
+from collections import Counter
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from test_images import blank_png
+
+from icssl_lib.catalogue import (
+    PARTS,
+    CatalogueError,
+    head_tail,
+    ingest,
+    normalise_title,
+    open_catalogue,
+    split,
+    split_hash,
+    train_subset,
+)
+from icssl_lib.config import TableSource
+
+
+def products(titles: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"id": [f"p{i:04d}" for i in range(len(titles))], "title": titles})
+
+
+# --- titles
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Red Lamp", "  red   LAMP "),
+        ("Red-Lamp!", "red lamp"),
+        ("Straße", "STRASSE"),
+        ("ﬁne ＬＡＭＰ", "fine lamp"),
+        ("Caf\u00e9", "cafe\u0301"),
+        ("red\u00a0lamp", "red\tlamp"),
+        ("red\u200b lamp", "red lamp"),
+    ],
+)
+def test_titles_that_are_the_same(one, other):
+    assert normalise_title(one) == normalise_title(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("lamp 5", "lamp 6"), ("C", "C++"), ("café", "cafe"), ("红", "蓝")])
+def test_titles_that_differ(one, other):
+    assert normalise_title(one) != normalise_title(other)
+
+
+@given(st.text())
+def test_normalising_twice_is_normalising_once(title):
+    assert normalise_title(normalise_title(title)) == normalise_title(title)
+
+
+# --- split
+
+many_titles = st.lists(st.text("ab AB!", max_size=4), min_size=40, max_size=300).map(
+    lambda titles: titles + [f"filler {i}" for i in range(60)]
+)
+
+
+@given(many_titles, st.integers(0, 9))
+def test_same_title_never_straddles_parts_and_shares_hold(titles, seed):
+    frame = products(titles)
+    part = split(frame, seed)
+    groups = frame["title"].map(normalise_title)
+    assert (part.groupby(groups).nunique() == 1).all()
+    largest = groups.value_counts().iloc[0]
+    for name, share in PARTS.items():
+        excess = (part == name).sum() - len(frame) * share / 100
+        assert -3 * largest <= excess <= largest
+
+
+@given(many_titles, st.randoms(use_true_random=False))
+def test_split_and_subset_do_not_depend_on_row_order(titles, shuffle):
+    frame = products(titles)
+    order = list(range(len(frame)))
+    shuffle.shuffle(order)
+    moved = frame.iloc[order]
+    assert split(frame, 0).equals(split(moved, 0).sort_index())
+    assert train_subset(frame, 0.3, 0).equals(train_subset(moved, 0.3, 0))
+
+
+def test_split_is_the_same_everywhere():
+    frame = products([f"Lamp {i}" for i in range(1000)])
+    frame["part"] = split(frame, 0)
+    assert frame["part"].value_counts().to_dict() == {"ssl": 500, "train": 300, "dev": 100, "test": 100}
+    assert split_hash(frame) == "0035cfae2d3da313"
+    assert split_hash(frame.sample(frac=1, random_state=0)) == "0035cfae2d3da313"
+    frame.loc[0, "part"] = "dev" if frame.loc[0, "part"] == "ssl" else "ssl"
+    assert split_hash(frame) != "0035cfae2d3da313"
+    assert not split(frame, 0).equals(split(frame, 1))
+
+
+def test_each_product_is_in_each_part_as_often_as_its_share():
+    frame = products([f"Lamp {i}" for i in range(50)])
+    times = pd.concat([split(frame, seed) for seed in range(400)]).groupby(level=0).value_counts(normalize=True)
+    for name, share in PARTS.items():  # 0.13 is 5 standard errors of the largest share
+        assert times.xs(name, level=1).between(share / 100 - 0.13, share / 100 + 0.13).all()
+        assert len(times.xs(name, level=1)) == 50
+
+
+def test_a_tiny_catalogue_is_refused():
+    for titles in (["a", "b", "c", "d"], ["same"] * 100, []):
+        with pytest.raises(CatalogueError, match="too few to split"):
+            split(products(titles), 0)
+    assert set(split(products(list("abcde")), 0)) == set(PARTS)
+
+
+# --- subsets of Train
+
+
+@given(st.integers(1, 200), st.integers(0, 5))
+def test_subsets_are_nested_prefixes(n, seed):
+    train = products([""] * n)
+    subsets = [train_subset(train, f, seed)["id"].tolist() for f in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)]
+    assert [len(s) for s in subsets] == [-(-n * percent // 100) for percent in (5, 10, 25, 50, 75, 100)]
+    assert all(large[: len(small)] == small for small, large in itertools.pairwise(subsets))
+    assert sorted(subsets[-1]) == train["id"].tolist()
+
+
+def test_subset_size_is_free_of_rounding_errors_and_at_least_one():
+    train = products([""] * 100)
+    assert all(len(train_subset(train, percent / 100, 0)) == percent for percent in range(1, 101))
+    assert len(train_subset(train, 1e-9, 0)) == 1
+    assert train_subset(train, 0.5, 0)["id"].tolist() != train_subset(train, 0.5, 1)["id"].tolist()
+    for fraction in (0, -0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="fraction"):
+            train_subset(train, fraction, 0)
+
+
+# --- head and tail
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.sampled_from([0.5, 0.8, 1.0]))
+def test_head_is_the_smallest_set_that_holds_the_share(sizes, share):
+    counts = pd.Series(sizes, index=list(string.ascii_lowercase[: len(sizes)]))
+    head, tail = head_tail(counts, share)
+    assert sorted(head + tail) == counts.index.tolist()
+    needed = round(share * 10) * sum(sizes)  # in tenths of instances: integers
+    enough = [k for k in range(len(sizes) + 1) for c in itertools.combinations(sizes, k) if 10 * sum(c) >= needed]
+    assert len(head) == min(enough)
+    assert 10 * counts[head].sum() >= needed
+    assert set(counts.index[counts == 0]) <= set(tail)
+
+
+def test_head_and_tail_by_hand():
+    counts = pd.Series({"z": 4, "a": 4, "b": 1, "c": 1, "absent": 0})
+    assert head_tail(counts) == (["a", "z"], ["b", "c", "absent"])  # 8 of 10 is 80 %, no more is needed
+    assert head_tail(pd.Series({"a": 28, "b": 4, "c": 3})) == (["a"], ["b", "c"])  # 0.8 * 35 > 28 in floats
+    assert head_tail(pd.Series({"b": 1, "a": 1})) == (["a", "b"], [])
+    assert head_tail(pd.Series({"a": 0})) == ([], ["a"])
+
+
+# --- ingest
+
+
+def picture(path, colour=(200, 30, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (30, 20), colour).save(path)
+
+
+def write_shop(folder, n=40) -> pd.DataFrame:
+    """A sound catalogue of n products of 4 classes, one picture each."""
+    rows = [[f"p{i:02d}", f"Lamp number {i}", f"class {i % 4}", f"{i:02d}.png"] for i in range(n)]
+    for i, row in enumerate(rows):
+        picture(folder / "pictures" / row[-1], (i, 0, 0))
+    return pd.DataFrame(rows, columns=["id", "title", "label", "image"])
+
+
+def shop(folder, frame, **options) -> TableSource:
+    frame.to_csv(folder / "products.csv", index=False)
+    options = {"id": "id", "image_folder": folder / "pictures", **options}
+    return TableSource(source="table", table=folder / "products.csv", **options)
+
+
+def run(folder, frame, **options):
+    return ingest("shop", shop(folder, frame, **options), 16, 0, folder / "out", progress=False)
+
+
+def bad_rows(folder) -> pd.DataFrame:
+    """The sound catalogue and one row, or more, of each fault."""
+    frame = write_shop(folder)
+    pictures = folder / "pictures"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(pictures / "whole.jpg")
+    (pictures / "corrupt.jpg").write_bytes((pictures / "whole.jpg").read_bytes()[:900])
+    (pictures / "huge.png").write_bytes(blank_png(30_000))
+    (folder / "secret.png").write_bytes((pictures / "00.png").read_bytes())
+    os.symlink(folder / "secret.png", pictures / "link.png")
+    faulty = [
+        ["b01", "Corrupt picture", "class 0", "corrupt.jpg"],
+        ["b02", "Huge picture", "class 0", "huge.png"],
+        ["b03", "Missing picture", "class 0", "none.png"],
+        ["b04", "No picture named", "class 0", ""],
+        ["b05", " \u200b\t", "class 0", "00.png"],
+        ["b06", "Empty label", "", "00.png"],
+        ["p00", "Duplicated id", "class 0", "01.png"],
+        ["p00", "Duplicated id again", "class 0", "01.png"],
+        ["b07", "Climbing path", "class 0", "../../etc/passwd"],
+        ["b08", "Absolute path", "class 0", "/etc/passwd"],
+        ["b09", "Link out", "class 0", "link.png"],
+        ["", "Empty id", "class 0", "00.png"],
+        ["b10", "Only one of its class", "rare", "00.png"],
+        ["b11", "Bell\x07 and\nbreak", "class 0", "01.png"],
+    ]
+    return pd.concat([frame, pd.DataFrame(faulty, columns=frame.columns)], ignore_index=True)
+
+
+def counted(report: pd.DataFrame) -> dict[tuple[str, str], int]:
+    return report.set_index(["reason", "action"])["count"].to_dict()
+
+
+FAULTS = {
+    ("empty id", "dropped"): 1,
+    ("empty title", "dropped"): 1,
+    ("empty label", "dropped"): 1,
+    ("duplicated id", "dropped"): 2,
+    ("control characters in title", "repaired"): 1,
+    ("picture corrupt", "dropped"): 1,
+    ("picture too large", "dropped"): 1,
+    ("picture missing", "dropped"): 2,
+    ("picture outside the folder", "dropped"): 3,
+    ("only product of its class", "kept"): 1,
+}
+
+
+def test_each_fault_is_counted_with_an_example(tmp_path):
+    catalogue = run(tmp_path, bad_rows(tmp_path))
+    assert counted(catalogue.report) == FAULTS
+    assert catalogue.report.columns.tolist() == ["reason", "action", "count", "example"]
+    examples = catalogue.report.set_index("reason")["example"]
+    assert examples["picture outside the folder"] == "b07: picture outside the folder: '../../etc/passwd'"
+    assert examples["duplicated id"] == "p00: Duplicated id"
+    assert "30000" in examples["picture too large"] or "900000000" in examples["picture too large"]
+    left = catalogue.products.set_index("id")
+    assert sorted(left.index) == sorted([f"p{i:02d}" for i in range(40)] + ["b10", "b11"])
+    assert left.loc["p00", "title"] == "Lamp number 0"
+    assert left.loc["b11", "title"] == "Bell and break"
+
+
+def test_products_without_picture_are_kept_on_demand_and_small_classes_dropped(tmp_path):
+    catalogue = run(tmp_path, bad_rows(tmp_path), missing_image="keep", min_class_size=2)
+    expected = {
+        (reason, "kept" if reason.startswith("picture") else action): n for (reason, action), n in FAULTS.items()
+    }
+    del expected["only product of its class", "kept"]
+    expected["class of fewer than 2 products", "dropped"] = 1
+    assert counted(catalogue.report) == expected
+    without = catalogue.products[catalogue.products["image_row"] < 0]
+    assert without["id"].tolist() == ["b01", "b02", "b03", "b04", "b07", "b08", "b09"]
+    assert (without["image_row"] == -1).all()
+
+
+def test_catalogue_is_stored_and_opened(tmp_path):
+    frame = write_shop(tmp_path)
+    made = run(tmp_path, frame.sample(frac=1, random_state=0))
+    catalogue = open_catalogue(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["catalogue.json", "images.npy", "products.parquet", "report.csv"]
+    table = catalogue.products
+    assert table.columns.tolist() == ["id", "title", "label", "image_row", "part"]
+    assert table["id"].tolist() == frame["id"].tolist()  # sorted
+    assert table.equals(made.products)
+    assert catalogue.name == "shop"
+    assert catalogue.report.empty
+    assert catalogue.split_hash == made.split_hash == split_hash(table)
+    meta = json.loads((tmp_path / "out" / "catalogue.json").read_text())
+    assert meta["split_hash"] == catalogue.split_hash
+    assert meta["parts"] == {"ssl": 20, "train": 12, "dev": 4, "test": 4}
+    for part in PARTS:
+        rows = catalogue.part(part)
+        assert len(rows) == meta["parts"][part]
+        assert rows.index.tolist() == list(range(len(rows)))
+        pixels = catalogue.images[rows["image_row"]]
+        assert pixels.shape == (len(rows), 16, 16, 3)
+        assert pixels[:, 8, 8, 0].tolist() == [int(i[1:]) for i in rows["id"]]  # each its own picture
+    with pytest.raises(ValueError, match="part 'valid'"):
+        catalogue.part("valid")
+
+
+def test_labels_are_those_of_train_alone(tmp_path):
+    catalogue = run(tmp_path, write_shop(tmp_path))
+    expected = Counter(catalogue.part("train")["label"])
+    assert catalogue.labels == sorted(expected)
+    assert list(catalogue.label_counts.items()) == sorted(expected.items(), key=lambda item: (-item[1], item[0]))
+    table = catalogue.products
+    table.loc[table["part"] != "train", "label"] = "never read"
+    table.to_parquet(tmp_path / "out" / "products.parquet")
+    again = open_catalogue(tmp_path / "out")
+    assert again.labels == catalogue.labels
+    assert again.label_counts.equals(catalogue.label_counts)
+
+
+def test_products_that_name_one_picture_share_its_row(tmp_path):
+    frame = write_shop(tmp_path)
+    frame["image"] = ["00.png", "01.png"] * 20
+    catalogue = run(tmp_path, frame)
+    assert len(catalogue.images) == 2
+    assert catalogue.products["image_row"].tolist() == [0, 1] * 20
+
+
+def test_without_pictures(tmp_path):
+    frame = write_shop(tmp_path).drop(columns="image")
+    catalogue = run(tmp_path, frame, image=None)
+    assert catalogue.images is None
+    assert (catalogue.products["image_row"] == -1).all()
+    assert len(catalogue.products) == 40
+    assert catalogue.report.empty
+
+
+def test_the_same_input_gives_the_same_files_in_place_of_the_old(tmp_path):
+    frame = write_shop(tmp_path)
+    run(tmp_path, frame)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    run(tmp_path, frame.iloc[:30])
+    assert len(open_catalogue(tmp_path / "out").images) == 30
+    run(tmp_path, frame.iloc[::-1])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+
+
+def test_when_everything_is_dropped_the_error_says_why(tmp_path):
+    frame = write_shop(tmp_path).assign(image="none.png")
+    with pytest.raises(CatalogueError, match=r"no product is left of 40 rows: 40 dropped: picture missing .*none\.png"):
+        run(tmp_path, frame)
+    with pytest.raises(CatalogueError, match="no product is left of 40 rows: 40 dropped: empty title"):
+        run(tmp_path, frame.assign(title=" "))
+    with pytest.raises(CatalogueError, match="no product is left of 0 rows"):
+        run(tmp_path, frame.iloc[:0])
+    with pytest.raises(CatalogueError, match="all 40 products bear one label, 'lamp'"):
+        run(tmp_path, write_shop(tmp_path).assign(label="lamp"))
+    with pytest.raises(CatalogueError, match="too few to split"):
+        run(tmp_path, write_shop(tmp_path).assign(title="Lamp"))
+
+
+def test_absent_incomplete_and_damaged_catalogues_are_named(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(CatalogueError, match=r"no complete catalogue .*catalogue\.json.*make study"):
+        open_catalogue(out)
+    run(tmp_path, write_shop(tmp_path))
+    whole = {path: path.read_bytes() for path in out.iterdir()}
+    for path, data in whole.items():
+        path.unlink()
+        with pytest.raises(CatalogueError, match=f"no complete catalogue .*{path.name}"):
+            open_catalogue(out)
+        if path.suffix != ".csv":
+            path.write_bytes(data[: len(data) // 2])
+            with pytest.raises(CatalogueError, match="damaged"):
+                open_catalogue(out)
+        path.write_bytes(data)
+    other = open_catalogue(out).products
+    other["part"] = other["part"].to_numpy()[::-1]
+    other.to_parquet(out / "products.parquet")
+    with pytest.raises(CatalogueError, match="do not match"):
+        open_catalogue(out)
+
+
+def test_an_ingest_that_is_interrupted_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
+    frame = write_shop(tmp_path)
+    run(tmp_path, frame)
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for step in ("write_store", "split", "_check_classes", "split_hash"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"icssl_lib.catalogue.{step}", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path, frame)
+        with pytest.raises(CatalogueError, match="no complete catalogue"):
+            open_catalogue(tmp_path / "out")
+    assert len(run(tmp_path, frame).images) == 40
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    source = shop(tmp_path, write_shop(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the next byte fails as on a full disk
+    try:
+        with pytest.raises(CatalogueError, match="cannot store the catalogue: File too large"):
+            ingest("shop", source, 64, 0, tmp_path / "out", progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path / "out") == []
+    with pytest.raises(CatalogueError, match=r"40 pictures of 50000000 x 50000000 need .* GB are free"):
+        ingest("shop", source, 50_000_000, 0, tmp_path / "out", progress=False)

@@ -1,0 +1,176 @@
+import gzip
+import json
+import os
+
+import pandas as pd
+import pytest
+
+from icssl_lib.catalogue import CatalogueError
+from icssl_lib.config import TableSource
+from icssl_lib.images import ImageError
+from icssl_lib.sources.table import load
+
+ROWS = pd.DataFrame(
+    {
+        "sku": ["007", "008", "009"],
+        "name": ['Lamp, 19" wide', "NA", "Étagère\u00a0 №5"],
+        "class": ["lamp", "null", "12"],
+        "file": ["a.png", "sub/b.png", ""],
+    }
+)
+NAMES = {"id": "sku", "title": "name", "label": "class", "image": "file"}
+
+
+def source(path, **options) -> TableSource:
+    return TableSource(source="table", table=path, **{**NAMES, **options})
+
+
+def as_jsonl(rows: pd.DataFrame) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows.to_dict("records"))
+
+
+def write(path, rows=ROWS):
+    if path.suffix == ".parquet":
+        rows.to_parquet(path)
+        return path
+    text = as_jsonl(rows) if "jsonl" in path.name else rows.to_csv(index=False, sep="\t" if "tsv" in path.name else ",")
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["p.csv", "p.tsv", "p.jsonl", "p.csv.gz", "p.tsv.gz", "p.jsonl.gz", "p.parquet", "P.CSV"]
+)
+def test_every_kind_of_table_reads_the_same(tmp_path, name):
+    raw = load("shop", source(write(tmp_path / name)))
+    assert raw.table.columns.tolist() == ["id", "title", "label", "image"]
+    assert raw.table.to_numpy().tolist() == ROWS.to_numpy().tolist()
+    assert raw.report.frame().empty
+
+
+def test_excel_mark_and_absent_fields(tmp_path):
+    (tmp_path / "p.csv").write_text("name,class,file\nLamp,lamp,a.png\nChair\n", encoding="utf-8-sig")
+    raw = load("shop", source(tmp_path / "p.csv", id=None))
+    assert raw.table.to_numpy().tolist() == [["0", "Lamp", "lamp", "a.png"], ["1", "Chair", "", ""]]
+
+
+def test_values_that_are_no_text(tmp_path):
+    rows = [{"sku": 7, "name": None, "class": 1.5, "file": None}, {"sku": True, "name": ["Lamp"], "class": {"a": 1}}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
+    raw = load("shop", source(tmp_path / "p.jsonl"))
+    assert raw.table.to_numpy().tolist() == [["7", "", "1.5", ""], ["True", "", "", ""]]
+    pd.DataFrame({"sku": [1, 2], "name": [b"Lamp", b"B\xff"], "class": [3, None], "file": "x"}).astype(
+        {"class": "Int64"}
+    ).to_parquet(tmp_path / "p.parquet")
+    raw = load("shop", source(tmp_path / "p.parquet"))
+    assert raw.table.to_numpy().tolist() == [["1", "Lamp", "3", "x"], ["2", "B\ufffd", "", "x"]]
+
+
+def test_pictures_in_a_column(tmp_path):
+    files = [b"first", {"bytes": b"second", "path": None}, {"bytes": None, "path": "a.png"}]
+    (tmp_path / "a.png").write_bytes(b"third")
+    for i, file in enumerate(files):
+        pd.DataFrame({"sku": ["1"], "name": ["x"], "class": ["y"], "file": [file]}).to_parquet(
+            tmp_path / f"{i}.parquet"
+        )
+        raw = load("shop", source(tmp_path / f"{i}.parquet"))
+        assert raw.read_image(raw.table["image"][0]) == [b"first", b"second", b"third"][i]
+
+
+def test_no_picture_column(tmp_path):
+    raw = load("shop", source(write(tmp_path / "p.csv", ROWS.drop(columns="file")), image=None))
+    assert raw.read_image is None
+    assert raw.table["image"].isna().all()
+
+
+def test_a_broken_line_of_jsonl_is_dropped_and_counted(tmp_path):
+    (tmp_path / "p.jsonl").write_text(as_jsonl(ROWS) + '[1, 2]\n{"sku": "010", "na')
+    raw = load("shop", source(tmp_path / "p.jsonl"))
+    assert raw.table["id"].tolist() == ["007", "008", "009"]
+    assert raw.report.frame().to_numpy().tolist() == [["line is no JSON object", "dropped", 2, "line 4: [1, 2]"]]
+
+
+CSV = ROWS.to_csv(index=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("p.csv", b"", "the file is empty"),
+        ("p.csv", b"\xef\xbb\xbf \n\n", "the file is empty"),
+        ("p.jsonl.gz", gzip.compress(b""), "the file is empty"),
+        ("p.csv.gz", gzip.compress(CSV * 99)[:-60], "broken gzip file"),
+        ("p.csv.gz", CSV, "broken gzip file"),
+        ("p.csv", CSV.decode().encode("latin-1", "replace"), "not UTF-8"),
+        ("p.csv", CSV.decode().encode("utf-16"), "not UTF-8"),
+        ("p.csv", b"\n<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        ("p.jsonl", b"<html>\n</html>", "a web page"),
+        ("p.xlsx", b"PK", r"unknown kind of table; the name must end in \.csv"),
+        ("p", CSV, "unknown kind of table"),
+        ("p.csv", CSV + b"010,Lamp, blue,lamp,a.png\n", "broken table: .*Expected 4 fields in line 5, saw 5"),
+        ("p.csv", b"sku,name,class,file\n1,Lamp, blue,lamp,a.png\n", "the rows have more fields than the header"),
+        ("p.csv", CSV + b'010,"Lamp,lamp,a.png\n', "broken table: .*EOF inside string"),
+        ("p.jsonl", b"1\n[2]\n{\n", "no line is a JSON object"),
+        ("p.jsonl", b"[" * 100_000, "no line is a JSON object"),
+        ("p.parquet", CSV, "broken table"),
+        ("p.parquet", b"", "broken table"),
+        ("p.csv", b"sku,Name,klass,file\n1,a,b,c\n", "no column 'name'; did you mean 'Name'?"),
+        ("p.csv", b"sku;name;class;file\n1;a;b;c\n", "no column 'sku'; "),
+        ("p.jsonl", b'{"sku": 1, "name": 2, "clas": 3, "file": 4}', "no column 'class'; did you mean 'clas'?"),
+    ],
+)
+def test_a_table_that_cannot_be_used_stops_with_one_sentence(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CatalogueError, match=f"^dataset shop: .*{name}: {message}") as caught:
+        load("shop", source(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_column_of_parquet_and_absent_files(tmp_path):
+    path = write(tmp_path / "p.parquet")
+    with pytest.raises(CatalogueError, match="no column 'nam'; did you mean 'name'"):
+        load("shop", source(path, title="nam"))
+    with pytest.raises(CatalogueError, match="no such file"):
+        load("shop", source(tmp_path / "none.csv"))
+    with pytest.raises(CatalogueError, match="no such image folder"):
+        load("shop", source(path, image_folder=tmp_path / "none"))
+
+
+def test_pictures_are_read_inside_their_folder_only(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    for file in (folder / "a.png", folder / "sub" / "b.png", tmp_path / "secret", tmp_path / "pictures2"):
+        file.write_bytes(file.name.encode())
+    os.symlink(tmp_path / "secret", folder / "link.png")
+    os.symlink(tmp_path, folder / "up")
+    os.symlink(folder / "a.png", folder / "fine.png")
+    os.symlink(folder / "loop.png", folder / "loop.png")
+    os.symlink(folder, tmp_path / "alias")
+    for given in (folder, tmp_path / "alias"):
+        read = load("shop", source(write(tmp_path / "p.csv"), image_folder=given)).read_image
+        for path in ("a.png", "./sub/../a.png", str(folder / "a.png")):
+            assert read(path) == b"a.png"
+        assert read("sub/b.png") == b"b.png"
+        assert read("fine.png") == b"a.png"
+        outside = [
+            "../../etc/passwd",
+            "/etc/passwd",
+            "../secret",
+            "../pictures2",
+            "link.png",
+            "up/secret",
+            str(tmp_path),
+        ]
+        for path in outside:
+            with pytest.raises(ImageError) as caught:
+                read(path)
+            assert caught.value.reason == "outside the folder", path
+        for path in ("", "none.png", ".", "sub", "loop.png", "a\0.png", "x" * 300, "https://shop.example/a.png"):
+            with pytest.raises(ImageError) as caught:
+                read(path)
+            assert caught.value.reason == "missing", path
+
+
+def test_pictures_are_sought_beside_the_table_by_default(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"here")
+    assert load("shop", source(write(tmp_path / "p.csv"))).read_image("a.png") == b"here"
