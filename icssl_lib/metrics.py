@@ -14,6 +14,7 @@ from scipy import sparse
 from sklearn.metrics import accuracy_score, f1_score
 
 from icssl_lib.methods import METHODS
+from icssl_lib.paper import TABLE2
 
 METRICS = ("accuracy", "macro_f1", "head_macro_f1", "tail_macro_f1")
 METRIC_NAMES = {
@@ -168,9 +169,7 @@ def label_efficiency(
         else:
             values = _resampled(predictions[predictions["dataset"] == dataset], n, seed)
         if baseline not in values:
-            raise ValueError(
-                f"{dataset}: no results of the baseline '{baseline}'; found: {', '.join(values)}"
-            )
+            raise ValueError(f"{dataset}: no results of the baseline '{baseline}'; found: {', '.join(values)}")
         reference = values.pop(baseline)
         fractions = np.array(sorted(reference))
         curves = np.stack([_seed_means(reference[f], seed) for f in fractions], axis=1)  # (1 + n, F)
@@ -179,9 +178,7 @@ def label_efficiency(
         for method, points in values.items():
             for fraction, point in points.items():
                 if point.shape[1] != seeds:
-                    raise ValueError(
-                        f"{dataset}: '{method}' and '{baseline}' have different seeds; run the missing"
-                    )
+                    raise ValueError(f"{dataset}: '{method}' and '{baseline}' have different seeds; run the missing")
                 factor = _reach(curves, _seed_means(point, seed), fractions) / fraction
                 rows.append((dataset, method, fraction, factor[0], *np.percentile(factor[1:], [2.5, 97.5])))
     return pd.DataFrame(rows, columns=["dataset", "method", "fraction", "factor", "low", "high"])
@@ -201,31 +198,63 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, axis=1).reset_index()
 
 
-def format_table2(results: pd.DataFrame, paper: pd.DataFrame | None = None) -> str:
-    """Table 2 as plain text: a block per dataset, a row per method, a column per fraction of Train.
+def table2(results: pd.DataFrame, paper: pd.DataFrame = TABLE2) -> pd.DataFrame:
+    """``summary`` with the paper's accuracy beside ours, in column ``paper``.
 
     Args:
-        results: as in ``summary``.
-        paper: columns dataset, method, fraction, accuracy (``icssl_lib.paper.TABLE2``); its rows stand under
-            ours where a dataset bears a genre's name.
+        paper: columns dataset, method, fraction, accuracy. A dataset has a counterpart where it bears a
+            genre's name (in any case); elsewhere ``paper`` is nan.
     """
     ours = summary(results)
-    counts = " to ".join(str(c) for c in sorted(set(ours["seeds"])))
-    seeds = f"{counts} seed" + ("" if counts == "1" else "s")
-    lines = [f"Table 2. Test accuracy, mean over {seeds}, by fraction of Train"]
-    width = 11 + max(len(method_name(m)) for m in ours["method"])
-    for dataset, group in ours.groupby("dataset", sort=False):
-        fractions = sorted(group["fraction"].unique())
-        lines += ["", f"{dataset:<{width}}" + "".join(f"{f:>7.0%}" for f in fractions)]
-        blocks = [("", group)]
-        if paper is not None:
-            blocks.append(("paper: ", paper[paper["dataset"] == str(dataset).lower()]))
-        for prefix, block in blocks:
-            for method, row in block.groupby("method", sort=False):
-                value = row.set_index("fraction")["accuracy"]
-                cells = "".join(f"{value[f]:>7.3f}" if f in value.index else f"{'-':>7}" for f in fractions)
-                lines.append(f"  {prefix + method_name(method):<{width - 2}}{cells}")
+    keys = ours.assign(dataset=ours["dataset"].str.lower())[["dataset", "method", "fraction"]]
+    return ours.assign(paper=keys.merge(paper, how="left")["accuracy"].to_numpy())
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """``table2`` as it is printed: accuracy, a row per dataset and method, the paper's after ours; a column per
+    fraction of Train.
+    """
+    table = table.assign(method=table["method"].map(method_name))
+    paper = table.dropna(subset="paper")
+    paper = paper.assign(method="paper: " + paper["method"], accuracy=paper["paper"])
+    return _by_fraction(pd.concat([table, paper]), ["dataset", "method"], "accuracy")
+
+
+def wide_differences(table: pd.DataFrame) -> pd.DataFrame:
+    """``differences`` as it is printed: difference [low, high], a row per dataset, metric and method, a column per
+    fraction of Train.
+    """
+    text = [f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in table.itertuples()]
+    table = table.assign(text=text, method=table["method"].map(method_name), metric=table["metric"].map(METRIC_NAMES))
+    return _by_fraction(table, ["dataset", "metric", "method"], "text")
+
+
+def format_table2(results: pd.DataFrame, paper: pd.DataFrame = TABLE2) -> str:
+    """Table 2 as plain text: a block per dataset, ours and the paper's rows, a column per fraction of Train."""
+    table = table2(results, paper)
+    counts = " to ".join(str(c) for c in sorted({table["seeds"].min(), table["seeds"].max()}))
+    lines = [f"Table 2. Test accuracy, mean over {counts} seed{'' if counts == '1' else 's'}, by fraction of Train"]
+    rows = wide(table)
+    width = 3 + max(len(name) for name in rows.index.get_level_values("method"))
+    for dataset, block in rows.groupby("dataset", sort=False):
+        lines += ["", f"{dataset:<{width}}" + "".join(f"{name:>7}" for name in block)]
+        for (_, name), row in block.iterrows():
+            cells = "".join(f"{'-':>7}" if np.isnan(value) else f"{value:>7.3f}" for value in row)
+            lines.append(f"  {name:<{width - 2}}{cells}")
+    if table["paper"].notna().any():
+        lines += ["", "paper: Chen and Chou (2022), Table 2; their catalogues, full-size BERT."]
     return "\n".join(lines)
+
+
+def _by_fraction(table: pd.DataFrame, rows: list[str], value: str) -> pd.DataFrame:
+    """A column per fraction, named 5%, 10%, ...; rows grouped, in order of appearance."""
+    order = table[rows].drop_duplicates().sort_values(rows[:-1], key=_first_seen, kind="stable")
+    found = table.pivot(index=rows, columns="fraction", values=value).loc[pd.MultiIndex.from_frame(order)]
+    return found.set_axis([f"{100 * f:g}%" for f in found], axis=1)
+
+
+def _first_seen(column: pd.Series) -> pd.Series:
+    return pd.Series(pd.factorize(column)[0], index=column.index)
 
 
 def _strings(labels: Labels) -> np.ndarray:
@@ -235,9 +264,7 @@ def _strings(labels: Labels) -> np.ndarray:
 def _pair(label: Labels, predicted: Labels) -> tuple[np.ndarray, np.ndarray]:
     label, predicted = _strings(label), _strings(predicted)
     if label.shape != predicted.shape or label.ndim != 1:
-        raise ValueError(
-            f"one prediction per label expected: label {label.shape}, predicted {predicted.shape}"
-        )
+        raise ValueError(f"one prediction per label expected: label {label.shape}, predicted {predicted.shape}")
     return label, predicted
 
 
@@ -329,8 +356,7 @@ def _bootstrap(
     called = [index.get_indexer(p) for p in predicted]
     hits = np.stack([c == true for c in called]).astype(float)  # (seeds, N)
     one_hot = [
-        (_one_hot(true, len(classes), h), _one_hot(c, len(classes), c >= 0))
-        for c, h in zip(called, hits, strict=True)
+        (_one_hot(true, len(classes), h), _one_hot(c, len(classes), c >= 0)) for c, h in zip(called, hits, strict=True)
     ]
     truth = _one_hot(true, len(classes))
     parts: dict[str, list[np.ndarray]] = {metric: [] for metric in metrics}

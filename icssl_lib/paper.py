@@ -30,7 +30,7 @@ _ACCURACY = {
     ("electronics", "convirt"): (0.483, 0.533, 0.581, 0.601, 0.619, 0.626),
 }
 
-# Table 2: Test accuracy by fraction of Train. The paper gives one number per cell, without seeds or intervals.
+# Table 2: Test accuracy by fraction of Train; one number per cell, without seeds or intervals.
 TABLE2 = pd.DataFrame(
     [
         (dataset, method, fraction, accuracy)

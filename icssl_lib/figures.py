@@ -1,0 +1,385 @@
+"""The study's figures: a DataFrame in, a Figure out, and ``caption`` for a sentence from the same numbers.
+
+No training and no file search. Methods differ by colour (colour-blind safe), marker and line, so that a grey
+print can be read as well. Figures are pyplot's: in a notebook, end a bare call with a semicolon to see it
+once.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from icssl_lib.images import written_whole
+from icssl_lib.methods import METHODS
+from icssl_lib.metrics import METRIC_NAMES, method_name, summary
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+_LOOKS = [
+    {"color": _PALETTE[0], "marker": "o", "linestyle": "-"},
+    {"color": _PALETTE[1], "marker": "s", "linestyle": "--"},
+    {"color": _PALETTE[2], "marker": "D", "linestyle": "-", "linewidth": 2.4},
+    {"color": _PALETTE[3], "marker": "X", "linestyle": ":"},
+    {"color": _PALETTE[4], "marker": "^", "linestyle": "-."},
+    {"color": _PALETTE[5], "marker": "v", "linestyle": (0, (5, 1))},
+    {"color": "#444444", "marker": "P", "linestyle": (0, (1, 1))},
+]
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+    "figure.facecolor": "white",
+    "svg.hashsalt": "icssl",  # the same numbers give the same file
+}
+
+
+@mpl.rc_context(_STYLE)
+def class_sizes(sizes: pd.DataFrame) -> Figure:
+    """The long tail (Figure 4 of the paper): instances in Train by rank of the class, head and tail told apart.
+
+    Args:
+        sizes: columns dataset, rank (1 is the largest), count, part (head or tail); classes absent from Train
+            have count 0 and are not drawn.
+    """
+    fig, axes = _panels(list(sizes["dataset"].unique()))
+    for ax, (dataset, group) in zip(axes[0], sizes.groupby("dataset", sort=False), strict=True):
+        group = group[group["count"] > 0].sort_values("rank")
+        for part, color, hatch in (("head", _PALETTE[0], None), ("tail", _PALETTE[1], "///")):
+            rows = group[group["part"] == part]
+            label = f"{part}: {len(rows)} classes"
+            ax.bar(
+                rows["rank"],
+                rows["count"],
+                1.0,
+                color=color,
+                hatch=hatch,
+                edgecolor="white",
+                lw=0,
+                label=label,
+            )
+        if (group["part"] == "tail").any():
+            boundary = group.loc[group["part"] == "head", "rank"].max() + 0.5
+            ax.axvline(boundary, color="black", linestyle="--", linewidth=1)
+        ax.set(yscale="log", title=dataset, xlabel="Class, by rank in Train", ylim=(0.7, None), xlim=(0.5, None))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(frameon=False)
+    axes[0, 0].set_ylabel("Products in Train (log)")
+    return fig
+
+
+@mpl.rc_context(_STYLE)
+def loss_curves(history: pd.DataFrame, points: int = 60) -> Figure:
+    """The self-supervised loss against the step: mean over neighbouring steps and seeds, band from seed to seed.
+
+    Args:
+        history: columns step, loss; if present also dataset (panels), method (lines) and seed.
+        points: the steps are averaged into at most this many points.
+    """
+    history = _with_keys(history)
+    fig, axes = _panels(list(history["dataset"].unique()), sharey=True)
+    for ax, (dataset, group) in zip(axes[0], history.groupby("dataset", sort=False), strict=True):
+        width = max(1.0, (group["step"].max() + 1) / points)
+        bins = (np.floor(group["step"] / width) + 0.5) * width
+        seeds = group.assign(step=bins).groupby(["method", "seed", "step"], sort=False)["loss"].mean()
+        for method in group["method"].unique():
+            line = seeds[method].groupby("step").agg(["mean", "min", "max"])
+            _line(ax, method, line.index, line["mean"], line["min"], line["max"], marker="")
+        ax.set(title=dataset, xlabel="Step")
+    axes[0, 0].set_ylabel("Contrastive loss (nats)")
+    return _legend(fig, axes)
+
+
+@mpl.rc_context(_STYLE)
+def space(measures: pd.DataFrame) -> Figure:
+    """Alignment and uniformity of the embeddings before and after adaptation; lower is better in each.
+
+    Args:
+        measures: columns measure, when (before, after), value; if present also dataset (rows), method
+            (lines), seed (the error bar is the standard deviation over seeds).
+    """
+    measures = _with_keys(measures)
+    names, datasets = list(measures["measure"].unique()), list(measures["dataset"].unique())
+    fig, axes = _panels(names, rows=len(datasets), width=2.6)
+    for row, dataset in zip(axes, datasets, strict=True):
+        for ax, name in zip(row, names, strict=True):
+            group = measures[(measures["dataset"] == dataset) & (measures["measure"] == name)]
+            for method, rows in group.groupby("method", sort=False):
+                value = rows.groupby("when")["value"].agg(["mean", "std"]).reindex(["before", "after"])
+                ax.errorbar([0, 1], value["mean"], value["std"].fillna(0), capsize=3, elinewidth=1, **_look(method))
+            ax.set(xlim=(-0.3, 1.3), xticks=[0, 1], xticklabels=["before", "after"], title=name)
+            ax.margins(y=0.15)
+        row[0].set_ylabel(f"{dataset}\nvalue (lower is better)".strip())
+    return _legend(fig, axes)
+
+
+@mpl.rc_context(_STYLE)
+def accuracy_curves(results: pd.DataFrame, metric: str = "accuracy") -> Figure:
+    """A metric against the fraction of Train, a panel per dataset; mean and standard deviation over seeds.
+
+    Args:
+        results: columns dataset, method, fraction, seed and ``metric``.
+    """
+    return _curves(results, [metric])
+
+
+@mpl.rc_context(_STYLE)
+def figure5(results: pd.DataFrame) -> Figure:
+    """Figure 5 of the paper: macro-F1 of head and of tail against the fraction of Train, a column per dataset.
+
+    Args:
+        results: columns dataset, method, fraction, seed, head_macro_f1, tail_macro_f1; the band is the
+            standard deviation over seeds.
+    """
+    return _curves(results, ["head_macro_f1", "tail_macro_f1"])
+
+
+@mpl.rc_context(_STYLE)
+def label_efficiency(efficiency: pd.DataFrame) -> Figure:
+    """How many times the labels the baseline needs for a method's accuracy, with its 95% interval.
+
+    Args:
+        efficiency: columns dataset, method, fraction, factor, low, high, from ``metrics.label_efficiency``.
+    """
+    fig, axes = _panels(list(efficiency["dataset"].unique()), sharey=True)
+    for ax, (dataset, group) in zip(axes[0], efficiency.groupby("dataset", sort=False), strict=True):
+        fractions, methods = np.array(sorted(group["fraction"].unique())), list(group["method"].unique())
+        ax.plot(fractions, fractions.max() / fractions, color="0.5", linewidth=1, label="cap: all of Train")
+        ax.axhline(1, color="black", linewidth=0.8)
+        for i, method in enumerate(methods):
+            rows = group[group["method"] == method].sort_values("fraction")
+            beside = rows["fraction"] * 1.03 ** (i - (len(methods) - 1) / 2)  # so that the intervals do not overlap
+            error = [rows["factor"] - rows["low"], rows["high"] - rows["factor"]]
+            ax.errorbar(beside, rows["factor"], np.maximum(error, 0), capsize=2, elinewidth=1, **_look(method))
+        _fraction_axis(ax, fractions)
+        ax.set(yscale="log", title=dataset)
+        ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        ax.yaxis.set_minor_locator(NullLocator())
+    axes[0, 0].set_ylabel("Labels the baseline needs\n(times the method's, log)")
+    return _legend(fig, axes)
+
+
+@mpl.rc_context(_STYLE)
+def contact_sheet(images: np.ndarray, titles: Sequence[str], labels: Sequence[str]) -> Figure:
+    """Pictures under their titles, a row per class in order of appearance.
+
+    Args:
+        images: uint8 (n, S, S, 3).
+        titles: n texts; long ones are cut.
+        labels: n class names.
+    """
+    rows = list(dict.fromkeys(labels))
+    cells = pd.Series(labels).groupby(list(labels)).cumcount()
+    columns = cells.max() + 1
+    size = (1.6 * columns, 2.0 * len(rows))
+    fig, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    for image, title, label, column in zip(images, titles, labels, cells, strict=True):
+        ax = axes[rows.index(label), column]
+        ax.imshow(image)
+        ax.set_title("\n".join(textwrap.wrap(title, 25)[:3]), fontsize=7, loc="left", parse_math=False)
+        if column == 0:
+            ax.text(-0.08, 0.5, label, transform=ax.transAxes, rotation=90, va="center", ha="right", parse_math=False)
+    return fig
+
+
+def caption(name: str, frame: pd.DataFrame) -> str:
+    """One or two sentences for the figure called ``name``, from the numbers it was drawn from.
+
+    Args:
+        name: class_sizes, loss_curves, space, accuracy_curves, figure5 or label_efficiency.
+        frame: what the figure function of that name takes.
+    """
+    return " ".join(_CAPTIONS[name](frame))
+
+
+def save(fig: Figure, frame: pd.DataFrame, stem: Path) -> None:
+    """Write ``stem``.png (150 dpi), .svg and .csv, each whole or not at all, the same bytes for the same numbers."""
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(_STYLE):
+        for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None, "Creator": None}})):
+            with written_whole(stem.with_name(f"{stem.name}.{kind}")) as partial:
+                fig.savefig(partial, format=kind, **options)
+    save_table(frame, stem.with_name(f"{stem.name}.csv"))
+
+
+def save_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write a CSV with six significant digits, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial:
+        frame.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _panels(titles: Sequence[str], rows: int = 1, width: float = 3.4, **options: object) -> tuple[Figure, np.ndarray]:
+    """A grid with a column per title: the figure and its axes, (rows, columns)."""
+    fig, axes = plt.subplots(
+        rows,
+        len(titles),
+        figsize=(max(4.5, width * len(titles)), 0.6 + 2.5 * rows),
+        squeeze=False,
+        layout="constrained",
+        **options,
+    )
+    return fig, axes
+
+
+def _look(method: str) -> dict[str, object]:
+    """Colour, marker and line of a method: fixed for the registry's, by its name for any other."""
+    known = list(METHODS)
+    order = known.index(method) if method in known else len(known) + sum(map(ord, method))
+    return _LOOKS[order % len(_LOOKS)] | {"label": method_name(method)}
+
+
+def _line(ax: Axes, method: str, x: object, y: object, low: object, high: object, **options: object) -> None:
+    look = _look(method) | options
+    ax.plot(x, y, **look)
+    ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def _fraction_axis(ax: Axes, fractions: Sequence[float]) -> None:
+    ax.set(xscale="log", xlabel="Fraction of Train (%, log)", xticks=list(fractions))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _curves(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    table = summary(_with_keys(results))
+    fig, axes = _panels(list(table["dataset"].unique()), rows=len(metrics), sharey="row")
+    for row, metric in zip(axes, metrics, strict=True):
+        for ax, (dataset, group) in zip(row, table.groupby("dataset", sort=False), strict=True):
+            for method, rows in group.groupby("method", sort=False):
+                rows = rows.sort_values("fraction")
+                mean, sd = rows[metric], rows[f"{metric}_sd"].fillna(0)
+                _line(ax, method, rows["fraction"], mean, mean - sd, mean + sd)
+            _fraction_axis(ax, sorted(group["fraction"].unique()))
+            ax.set_title(dataset)
+        row[0].set_ylabel(f"{METRIC_NAMES[metric]} (0 to 1)")
+    for ax in axes[:-1].flat:
+        ax.set_xlabel("")
+    return _legend(fig, axes)
+
+
+def _legend(fig: Figure, axes: np.ndarray) -> Figure:
+    """One legend below all panels."""
+    entries: dict[str, object] = {}
+    for ax in axes.flat:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= {label: handle for label, handle in zip(labels, handles, strict=True) if label}
+    if not entries:
+        return fig
+    columns = max(1, int(fig.get_figwidth() / 2.2))
+    fig.legend(entries.values(), entries, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2)
+    return fig
+
+
+def _with_keys(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns that a single run's table lacks."""
+    return frame.assign(**{k: v for k, v in (("dataset", ""), ("method", ""), ("seed", 0)) if k not in frame})
+
+
+def _caption_class_sizes(sizes: pd.DataFrame) -> list[str]:
+    said = []
+    for dataset, group in sizes.groupby("dataset", sort=False):
+        head, absent = group["part"] == "head", int((group["count"] == 0).sum())
+        share = group.loc[head, "count"].sum() / group["count"].sum()
+        said.append(
+            f"{dataset}: {head.sum()} of {len(group)} classes hold {share:.0%} of the products in Train (head); the "
+            f"largest has {group['count'].max()}, the median class {group['count'].median():g}"
+            + (f", and {absent} of Test have none." if absent else ".")
+        )
+    return said
+
+
+def _caption_loss_curves(history: pd.DataFrame) -> list[str]:
+    history = _with_keys(history)
+    said = []
+    for method, group in history.groupby("method", sort=False):
+        last = group["step"].max()
+        start = group.loc[group["step"] <= last * 0.1, "loss"].mean()
+        end = group.loc[group["step"] >= last * 0.9, "loss"].mean()
+        said.append(f"{method_name(method)} {start:.2f} to {end:.2f}".strip())
+    return [f"Mean loss over the first and the last tenth of the steps: {'; '.join(said)}.", _LOSS_NOTE]
+
+
+_LOSS_NOTE = (
+    "The heights of different methods' losses are not comparable, since their positives differ; with the positive "
+    "left out of the denominator a loss can be negative."
+)
+
+
+def _caption_space(measures: pd.DataFrame) -> list[str]:
+    measures = _with_keys(measures)
+    said = []
+    for (method, name), group in measures.groupby(["method", "measure"], sort=False):
+        value = group.groupby("when")["value"].mean()
+        said.append(
+            f"{method_name(method)} {name} {value.get('before', np.nan):.2f} to {value.get('after', np.nan):.2f}"
+        )
+    return [f"Before to after, mean over datasets and seeds: {'; '.join(s.strip() for s in said)}.", _SPACE_NOTE]
+
+
+_SPACE_NOTE = "Lower alignment: positive pairs lie closer; lower uniformity: embeddings spread more evenly."
+
+
+def _caption_accuracy_curves(results: pd.DataFrame) -> list[str]:
+    return [_highest(results, "accuracy"), _BAND_NOTE]
+
+
+def _caption_figure5(results: pd.DataFrame) -> list[str]:
+    return [_highest(results, "tail_macro_f1"), _highest(results, "head_macro_f1"), _BAND_NOTE]
+
+
+_BAND_NOTE = "Lines are means over seeds, bands one standard deviation; one seed has no band."
+
+
+def _highest(results: pd.DataFrame, metric: str, baseline: str = "origin") -> str:
+    """Which method has the highest mean at the smallest fraction, per dataset, beside the baseline's."""
+    table, title = summary(_with_keys(results)).dropna(subset=metric), METRIC_NAMES[metric]
+    said = []
+    for dataset, group in table.groupby("dataset", sort=False):
+        value = group[group["fraction"] == group["fraction"].min()].set_index("method")[metric]
+        beside = f", {method_name(baseline)} {value[baseline]:.3f}" if baseline in value.drop(value.idxmax()) else ""
+        said.append(f"{dataset} {method_name(value.idxmax())} {value.max():.3f}{beside}")
+    if not said:
+        return f"{title} is not defined in any run."
+    return f"Highest {title[0].lower() + title[1:]} at {table['fraction'].min():.0%} of Train: {'; '.join(said)}."
+
+
+def _caption_label_efficiency(efficiency: pd.DataFrame) -> list[str]:
+    said = []
+    for dataset, group in efficiency.groupby("dataset", sort=False):
+        rows = group[group["fraction"] == group["fraction"].min()]
+        each = [f"{method_name(r.method)} {r.factor:.1f} ({r.low:.1f} to {r.high:.1f})" for r in rows.itertuples()]
+        said.append(f"{dataset} {', '.join(each)}")
+    return [
+        f"Times the labels the baseline needs at {efficiency['fraction'].min():.0%} of Train, with 95% intervals: "
+        f"{'; '.join(said)}.",
+        "On the grey line the baseline needs all of Train or does not get there: the factor is a lower bound.",
+        "At the smallest fraction no factor below 1 can be measured.",
+    ]
+
+
+_CAPTIONS: dict[str, Callable[[pd.DataFrame], list[str]]] = {
+    "class_sizes": _caption_class_sizes,
+    "loss_curves": _caption_loss_curves,
+    "space": _caption_space,
+    "accuracy_curves": _caption_accuracy_curves,
+    "figure5": _caption_figure5,
+    "label_efficiency": _caption_label_efficiency,
+}
