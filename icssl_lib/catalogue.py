@@ -227,7 +227,10 @@ def ingest(
                 f"dataset {name}: all {len(products)} products bear one label, "
                 f"{products['label'].iloc[0]!r}; there is nothing to categorize ({report})"
             )
-        products["part"] = split(products, split_seed)
+        try:
+            products["part"] = split(products, split_seed)
+        except CatalogueError as error:
+            raise CatalogueError(f"dataset {name}: {error} ({report})") from None
         _save(name, products, report.frame(), image_size, split_seed, folder)
     except OSError as error:
         raise CatalogueError(f"{folder}: cannot store the catalogue: {error.strerror or error}") from error
@@ -315,11 +318,10 @@ def _store_images(
     index = np.array([position[key] for key in keys])
     products["image_row"] = rows[index]
     action = "dropped" if missing == "drop" else "kept"
-    for i, product in enumerate(index):
-        if product in errors:
-            error = errors[product]
-            report.add(f"picture {error.reason}", action, 1, f"{products['id'][i]}: {error}")
-    if not len(errors) < len(which):
+    for product, i in zip(products["id"], index, strict=True):
+        if i in errors:
+            report.add(f"picture {errors[i].reason}", action, 1, f"{product}: {errors[i]}")
+    if len(errors) == len(which):
         (folder / "images.npy").unlink()
     return products if missing == "keep" else products[products["image_row"] >= 0].reset_index(drop=True)
 

@@ -334,7 +334,7 @@ def test_when_everything_is_dropped_the_error_says_why(tmp_path):
         run(tmp_path, frame.iloc[:0])
     with pytest.raises(CatalogueError, match="all 40 products bear one label, 'lamp'"):
         run(tmp_path, write_shop(tmp_path).assign(label="lamp"))
-    with pytest.raises(CatalogueError, match="too few to split"):
+    with pytest.raises(CatalogueError, match="dataset shop: 40 products with 1 different titles are too few to split"):
         run(tmp_path, write_shop(tmp_path).assign(title="Lamp"))
 
 
