@@ -180,7 +180,7 @@ def head_tail(counts: pd.Series, share: float = 0.8) -> tuple[list[str], list[st
     """
     counts = _descending(counts)
     held = np.concatenate([[0], np.cumsum(counts.to_numpy())])
-    size = int(np.argmax(held >= share * held[-1] - 1e-6))  # a slack, since 0.8 * 35 is 28.000000000000004
+    size = int(np.argmax(held >= share * held[-1] - 1e-6))  # a slack, since 0.55 * 100 is 55.00000000000001
     return list(counts.index[:size]), list(counts.index[size:])
 
 
