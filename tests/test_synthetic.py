@@ -14,9 +14,9 @@ from icssl_lib.sources import load, shapes, synthetic
 STUDY = {"automotive": (4000, 80), "beauty": (4000, 20), "electronics": (2160, 42)}
 # Of this platform-independent generator; a change of them is a change of every published number.
 PINNED = {
-    "automotive": ("0535f0197d227727", "3dd2c7e53cdeda8b"),
-    "beauty": ("3fb5ec55ade5907d", "105c4f5cdb71c7d4"),
-    "electronics": ("dc5feec9a92848f6", "c755d82b2f18cfbe"),
+    "automotive": ("0535f0197d227727", "0ec0c0cb007ffc2e"),
+    "beauty": ("3fb5ec55ade5907d", "5cec7e7cdde33a07"),
+    "electronics": ("dc5feec9a92848f6", "af23c49a379ef3e8"),
 }
 
 
@@ -45,7 +45,7 @@ def test_titles_and_pictures_have_the_pinned_bytes(genre):
 def test_generic_corpora_have_the_pinned_bytes():
     pictures, labels = synthetic.generic_pictures(40, seed=0, image_size=32)
     titles = digest(*(title.encode() for title in synthetic.generic_titles(100, seed=0)))
-    assert (titles, digest(pictures.tobytes(), labels.tobytes())) == ("38100f475ea19a0d", "0af9dbbe12f6a1ee")
+    assert (titles, digest(pictures.tobytes(), labels.tobytes())) == ("38100f475ea19a0d", "5ab5c9a2431ae682")
 
 
 def test_title_lengths_are_the_papers(study):

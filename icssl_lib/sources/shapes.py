@@ -125,13 +125,18 @@ def jug(p: Canvas, a: int, b: int, c: int) -> None:
 
 
 def wiper(p: Canvas, a: int, b: int, c: int) -> None:
-    p.line(-96, 40, 96, 40 - 40 * a, 10, DARK)
-    p.line(-70, 14, 70, 14 - 30 * a, 8, METAL)
-    for k in range(b + 2):
-        x = -66 + 132 * k // (b + 1)
-        p.line(x, 36 - 20 * a * (x + 96) // 96, x + 8, 8 - 15 * a * (x + 70) // 70, 8, METAL)
-    p.line(0, 10 - 15 * a, 40 * c - 40, -60, 14, MAIN)
-    p.disc(40 * c - 40, -62, 14, MAIN)
+    left, right = -96 + 16 * a, 96 - 16 * a
+    p.line(left, -46, right, -46, 10, DARK)
+    if b < 2:
+        p.line(left + 16, -50, 0, -72, 8, METAL)
+        p.line(0, -72, right - 16, -50, 8, METAL)
+        for k in range(4 * b):
+            p.box(left + 20 + 40 * k, -62, left + 27 + 40 * k, -46, METAL)
+    else:
+        p.poly(MAIN, (left, -50), (0, -66), (right, -50))
+    p.line(0, -68, (40, 70, -20)[c], 76, 12, MAIN)
+    p.disc((40, 70, -20)[c], 78, 18, MAIN)
+    p.disc((40, 70, -20)[c], 78, 8, METAL)
 
 
 def battery(p: Canvas, a: int, b: int, c: int) -> None:

@@ -419,7 +419,7 @@ def _picture(rng: Random, kind: ProductType, look: Look, size: int) -> np.ndarra
         scene.box(-34, -8, 34, 8, shapes.LIGHT)
     else:
         scene.inks = _view(rng, kind, look, x, y)
-        if chance() < 0.3:  # something in the way, or beside
+        if chance() < 0.2:  # something in the way, or beside
             for _ in range(1 + rng.randrange(2)):
                 left, top, width, height = (rng.randrange(-100, 70), rng.randrange(-100, 70), *_several(rng, 15, 70, 2))
                 if chance() < 0.5:
@@ -429,7 +429,7 @@ def _picture(rng: Random, kind: ProductType, look: Look, size: int) -> np.ndarra
         if chance() < 0.12:  # a sticker of the shop
             scene.disc(70, -70, 26, shapes.ACCENT)
             scene.box(58, -74, 82, -66, shapes.LIGHT)
-    tinted, floor = chance() < 0.4, chance() < 0.2
+    tinted, floor = chance() < 0.3, chance() < 0.2
     background = _several(rng, 180, 256, 3) if tinted else _several(rng, 246, 256, 3)
     if floor:
         scene.inks[(scene.inks == shapes.NOTHING) & (scene.v > 8 * 50)] = shapes.FLOOR
@@ -448,11 +448,11 @@ def _several(rng: Random, low: int, high: int, n: int) -> list[int]:
 def _view(rng: Random, kind: ProductType, look: Look, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The product's inks as seen: shifted, mirrored, turned, stretched; in a pack or a box or neither."""
     chance = rng.random
-    cos, sin, length = rng.choices(_TURNS, cum_weights=(60, 75, 87, 95, 100))[0]
+    cos, sin, length = rng.choices(_TURNS, cum_weights=(75, 85, 93, 98, 100))[0]
     sin *= rng.choice((-1, 1))
-    width = rng.randrange(70, 108)  # per cents
+    width = rng.randrange(76, 106)  # per cents
     height = width + rng.randrange(-8, 9)
-    dx, dy = x - 8 * rng.randrange(-14, 15), y - 8 * rng.randrange(-14, 15)
+    dx, dy = x - 8 * rng.randrange(-10, 11), y - 8 * rng.randrange(-10, 11)
     u, v = (dx * cos + dy * sin, dy * cos - dx * sin) if sin else (dx, dy)
     u, v = u * 100 // (length * width), v * 100 // (length * height)
     if chance() < 0.5:
