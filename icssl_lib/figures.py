@@ -81,22 +81,35 @@ def class_sizes(sizes: pd.DataFrame) -> Figure:
     return fig
 
 
+def smooth(history: pd.DataFrame, points: int = 60) -> pd.DataFrame:
+    """Average a loss history over neighbouring steps: at most ``points`` rows per dataset, method and seed.
+
+    Args:
+        history: columns step, loss; dataset, method and seed if present.
+
+    Returns:
+        Columns dataset, method, seed, step (the middle of the steps averaged), loss.
+    """
+    history = _with_keys(history)
+    width = ((history.groupby("dataset")["step"].transform("max") + 1) / points).clip(lower=1)
+    middle = (np.floor(history["step"] / width) + 0.5) * width
+    keys = ["dataset", "method", "seed", "step"]
+    return history.assign(step=middle).groupby(keys, sort=False)["loss"].mean().reset_index()
+
+
 @mpl.rc_context(_STYLE)
-def loss_curves(history: pd.DataFrame, points: int = 60) -> Figure:
-    """The self-supervised loss against the step: mean over neighbouring steps and seeds, band from seed to seed.
+def loss_curves(history: pd.DataFrame, points: int | None = 60) -> Figure:
+    """The self-supervised loss against the step: mean over seeds, the band from the lowest seed to the highest.
 
     Args:
         history: columns step, loss; if present also dataset (panels), method (lines) and seed.
-        points: the steps are averaged into at most this many points.
+        points: as in ``smooth``; None: the history is smooth already.
     """
-    history = _with_keys(history)
+    history = smooth(history, points) if points else _with_keys(history)
     fig, axes = _panels(list(history["dataset"].unique()), sharey=True)
     for ax, (dataset, group) in zip(axes[0], history.groupby("dataset", sort=False), strict=True):
-        width = max(1.0, (group["step"].max() + 1) / points)
-        bins = (np.floor(group["step"] / width) + 0.5) * width
-        seeds = group.assign(step=bins).groupby(["method", "seed", "step"], sort=False)["loss"].mean()
-        for method in group["method"].unique():
-            line = seeds[method].groupby("step").agg(["mean", "min", "max"])
+        for method, rows in group.groupby("method", sort=False):
+            line = rows.groupby("step")["loss"].agg(["mean", "min", "max"])
             _line(ax, method, line.index, line["mean"], line["min"], line["max"], marker="")
         ax.set(title=dataset, xlabel="Step")
     axes[0, 0].set_ylabel("Contrastive loss (nats)")
