@@ -7,8 +7,8 @@ the class's words out often and name a brand, a series or a trade term instead, 
 pictures are turned, cropped, covered, shown in a box, wrong or generic. Each holds things the other does not.
 
 Every draw comes from ``random.Random`` on a string seed and every pixel from integers, so the bytes are the same
-on every platform. The numbers that shape the noise were set once, by how hard TF-IDF finds the titles, and not by
-what any adaptation gains.
+on every platform. The numbers that shape the noise were set by how hard TF-IDF finds
+the titles and a small convolutional network the pictures, and not by what any adaptation gains.
 """
 
 from dataclasses import dataclass
