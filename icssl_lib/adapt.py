@@ -176,7 +176,7 @@ class ImageSource:
             self.features = torch.cat(embedded).clone()
 
     def pixels(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.store[rows]).to(self.device)
+        return torch.tensor(self.store[rows], device=self.device)
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
         return self.pixels(rows) if self.features is None else self.features[torch.as_tensor(rows)]
@@ -224,7 +224,7 @@ def measure(
         if images is not None and (dev.image_row >= 0).any():
             towers.eval()
             paired = (dev.image_row >= 0).to_numpy()
-            text = towers.text(**tokens)[torch.from_numpy(paired)]
+            text = towers.text(**tokens)[torch.tensor(paired)]
             # In small pieces: a batch of 512 pictures at 224 px would hold gigabytes of activations.
             pieces = np.array_split(dev.image_row.to_numpy()[paired], max(1, paired.sum() // 32))
             vision = torch.cat([towers.vision(images[piece]) for piece in pieces])

@@ -98,6 +98,14 @@ class FinetuneConfig(Strict):
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]  # fractions whose weights are saved
 
+    @model_validator(mode="after")
+    def _exportable(self) -> "FinetuneConfig":
+        if self.head == "mean" and self.keep_classifiers:
+            raise ValueError("head: mean is no transformers classifier and cannot be kept; set keep_classifiers: []")
+        if extra := set(self.keep_classifiers) - set(self.fractions) - {1.0}:
+            raise ValueError(f"keep_classifiers: {sorted(extra)} are not among the fractions {self.fractions}")
+        return self
+
 
 class PretrainConfig(Strict):
     """The tiny encoders of the embedded catalogue, made from its generic corpora."""

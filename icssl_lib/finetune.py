@@ -1,5 +1,6 @@
 """The supervised stage: a classifier on a fraction of Train, all weights trained, and its reading of Test."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
 
-from icssl_lib.adapt import make_accelerator
-from icssl_lib.catalogue import Catalogue, train_subset
+from icssl_lib.adapt import make_accelerator, text_model
+from icssl_lib.catalogue import Catalogue, head_tail, train_subset
 from icssl_lib.config import Study
 from icssl_lib.encoders import mean_pool, save_pretrained, take, tokenize
 from icssl_lib.methods import METHODS
+from icssl_lib.metrics import scores as metrics_of
+from icssl_lib.runs import piece
 
 
 @dataclass
@@ -39,6 +43,40 @@ class MeanPooledClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return self.classifier(self.dropout(mean_pool(hidden, attention_mask)))
+
+
+def classify_fractions(
+    method: str, catalogue: Catalogue, study: Study, seed: int, out: Path, progress: bool = True
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The method's classifiers on every fraction of Train, from the encoder that the run folder holds.
+
+    Returns:
+        scores: one row per fraction: dataset, method, fraction, seed, n_train, the metrics on Test, dev_accuracy,
+            seconds. predictions: one row per fraction and Test item: dataset, method, fraction, seed, id, label,
+            predicted, confidence.
+    """
+    if METHODS[method].adapts:
+        encoder = str(piece(out, "encoders", catalogue.name, method, seed))
+    else:
+        encoder = text_model(study, out)
+    head, tail = head_tail(catalogue.label_counts)
+    # Labels that Train does not hold are of the tail: no classifier can name them.
+    tail = tail + sorted(set(catalogue.part("test").label) - set(catalogue.label_counts.index))
+    scores, tables = [], []
+    for fraction in tqdm(study.finetune.fractions, desc=f"{catalogue.name} {method} seed {seed}", disable=not progress):
+        keep = None
+        if fraction in study.finetune.keep_classifiers:
+            keep = piece(out, "classifiers", catalogue.name, method, seed) / f"f{round(100 * fraction):03d}"
+        started = time.perf_counter()
+        read = classify(method, encoder, catalogue, study, fraction, seed, keep)
+        seconds = round(time.perf_counter() - started, 2)
+        keys = {"dataset": catalogue.name, "method": method, "fraction": fraction, "seed": seed}
+        metrics = metrics_of(read.predictions.label, read.predictions.predicted, head, tail)
+        scores.append(
+            keys | {"n_train": read.n_train, **metrics, "dev_accuracy": read.dev_accuracy, "seconds": seconds}
+        )
+        tables.append(read.predictions.assign(**keys)[[*keys, "id", "label", "predicted", "confidence"]])
+    return pd.DataFrame(scores), pd.concat(tables, ignore_index=True)
 
 
 def classify(

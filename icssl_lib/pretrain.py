@@ -52,7 +52,9 @@ def pretrain_text(study: Study, folder: Path, progress: bool = True) -> pd.DataF
                 # Padding is no word: it is neither hidden nor guessed.
                 real = batch["attention_mask"].bool()
                 batch["input_ids"] = torch.where(real, masked, batch["input_ids"])
-                loss = model(**batch, labels=labels.masked_fill(~real, -100)).loss
+                chosen = real & (labels != -100)
+                hidden = model.bert(**batch).last_hidden_state[chosen]  # only hidden words need their 3,000 logits
+                loss = cross_entropy(model.cls(hidden), labels[chosen])
                 _step(loss, optimizer, schedule)
                 history.append(loss.item())
                 bar.update()

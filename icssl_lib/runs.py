@@ -18,13 +18,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
 
+from icssl_lib.catalogue import Catalogue
 from icssl_lib.config import ConfigError, Study, load_config, nearest
+from icssl_lib.images import written_whole
 from icssl_lib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,17 +38,6 @@ RESULTS = [
 
 class RunError(RuntimeError):
     """The study cannot go on; the message says what, where and what to do."""
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # --- notebooks ---
@@ -133,17 +124,29 @@ def machine() -> dict[str, Any]:
 
 
 def save_record(
-    out: Path, dataset: str, method: str, seed: int, record: dict[str, Any], predictions: pd.DataFrame
+    out: Path,
+    catalogue: Catalogue,
+    method: str,
+    seed: int,
+    study: Study,
+    scores: pd.DataFrame,
+    predictions: pd.DataFrame,
 ) -> None:
-    """Write one classifier run: its predictions per item (parquet), then its record (JSON)."""
-    tagged = predictions.assign(dataset=dataset, method=method, seed=seed)
-    columns = ["dataset", "method", "fraction", "seed", "id", "label", "predicted", "confidence"]
-    write_whole(
-        piece(out, "predictions", dataset, method, seed).with_suffix(".parquet"),
-        lambda path: tagged[columns].to_parquet(path, index=False),
-    )
-    text = json.dumps({"dataset": dataset, "method": method, "seed": seed, **record, "machine": machine()}, indent=1)
-    write_whole(piece(out, "records", dataset, method, seed).with_suffix(".json"), lambda path: path.write_text(text))
+    """Write what `finetune.classify_fractions` returned: predictions (parquet), then the record (JSON).
+
+    The record holds what the numbers depend on: split, settings, hardware and software.
+    """
+    keys = {"dataset": catalogue.name, "method": method, "seed": seed}
+    path = piece(out, "predictions", **keys).with_suffix(".parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:
+        predictions.to_parquet(part, index=False)
+    settings = study.model_dump(mode="json", include={"text", "vision", "adapt", "finetune", "runtime"})
+    record = {**keys, "split_hash": catalogue.split_hash, "fractions": scores.to_dict("records")}
+    path = piece(out, "records", **keys).with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:
+        part.write_text(json.dumps(record | {"settings": settings, "machine": machine()}, indent=1))
 
 
 def collect(study: Study, out: Path) -> pd.DataFrame:
@@ -159,14 +162,10 @@ def collect(study: Study, out: Path) -> pd.DataFrame:
                 if not path.is_file():
                     raise RunError(f"{path}: no such record; run notebook 03 for it, or `make study`")
                 record = json.loads(path.read_text())
-                rows += [record | scores for scores in record["fractions"]]
-    results = pd.DataFrame(rows)[RESULTS]
-    order = {name: i for i, name in enumerate([*study.datasets, *study.methods])}
-    results = results.sort_values(
-        ["dataset", "method", "fraction", "seed"],
-        key=lambda c: c.map(order).fillna(c) if c.name in ("dataset", "method") else c,
-    )
-    write_whole(out / "results.csv", lambda path: results.to_csv(path, index=False, float_format="%.6f"))
+                rows += [scores | {"split_hash": record["split_hash"]} for scores in record["fractions"]]
+    results = pd.DataFrame(rows)[RESULTS]  # in the order of the configuration, the fractions within a seed
+    with written_whole(out / "results.csv") as part:
+        results.to_csv(part, index=False, float_format="%.6f")
     return results
 
 
@@ -291,7 +290,8 @@ def run_study(config: Path, out: Path, cores: int) -> None:
             )
     seconds = time.perf_counter() - started
     wall = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak["gb"], 2), "cores": cores}
-    write_whole(out / "wall.json", lambda path: path.write_text(json.dumps(wall)))
+    with written_whole(out / "wall.json") as part:
+        part.write_text(json.dumps(wall))
     print_summary(study, out, wall)
 
 
