@@ -367,8 +367,9 @@ def _highest(results: pd.DataFrame, metric: str, baseline: str = "origin") -> st
     said = []
     for dataset, group in table.groupby("dataset", sort=False):
         value = group[group["fraction"] == group["fraction"].min()].set_index("method")[metric]
-        beside = f", {method_name(baseline)} {value[baseline]:.3f}" if baseline in value.drop(value.idxmax()) else ""
-        said.append(f"{dataset} {method_name(value.idxmax())} {value.max():.3f}{beside}")
+        others = value.drop(value.idxmax())
+        beside = f" ({method_name(baseline)} {others[baseline]:.3f})" if baseline in others else ""
+        said.append(f"{dataset}: {method_name(value.idxmax())} {value.max():.3f}{beside}".removeprefix(": "))
     if not said:
         return f"{title} is not defined in any run."
     return f"Highest {title[0].lower() + title[1:]} at {table['fraction'].min():.0%} of Train: {'; '.join(said)}."
@@ -379,7 +380,7 @@ def _caption_label_efficiency(efficiency: pd.DataFrame) -> list[str]:
     for dataset, group in efficiency.groupby("dataset", sort=False):
         rows = group[group["fraction"] == group["fraction"].min()]
         each = [f"{method_name(r.method)} {r.factor:.1f} ({r.low:.1f} to {r.high:.1f})" for r in rows.itertuples()]
-        said.append(f"{dataset} {', '.join(each)}")
+        said.append(f"{dataset}: {', '.join(each)}")
     return [
         f"Times the labels the baseline needs at {efficiency['fraction'].min():.0%} of Train, with 95% intervals: "
         f"{'; '.join(said)}.",

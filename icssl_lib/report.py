@@ -143,8 +143,9 @@ def _table(frame: pd.DataFrame) -> str:
     """HTML of a table, its texts escaped."""
     from markupsafe import Markup
 
-    frame = frame.rename(columns=str.capitalize)
-    return Markup(frame.to_html(index=False, border=0, na_rep="–", float_format=lambda x: f"{x:.3f}", escape=True))
+    frame = frame.rename(columns=lambda name: {"ssl": "SSL"}.get(name, name.capitalize()))
+    frame = frame.astype(object).where(frame.notna(), "–")
+    return Markup(frame.to_html(index=False, border=0, float_format=lambda x: f"{x:.3f}", escape=True))
 
 
 def _picture(path: Path, title: str, caption: str) -> dict[str, str]:
@@ -259,11 +260,12 @@ nav a { margin-right: 1rem; white-space: nowrap; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, .texts td, .texts th { text-align: left; }
+th:nth-child(-n+2), td:nth-child(-n+2), .texts td, .texts th { text-align: left; }
 tbody tr:nth-child(even) { background: var(--row); }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 pre { overflow-x: auto; padding: .8rem; background: var(--row); font-size: .8rem; }
+@media (max-width: 45rem) { img { max-width: none; } }
 li { overflow-wrap: anywhere; } .columns { columns: 16rem; font-size: .9rem; }
 </style>
 </head>
