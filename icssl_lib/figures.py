@@ -1,10 +1,10 @@
 """The study's figures: a DataFrame in, a Figure out, and ``caption`` for a sentence from the same numbers.
 
-No training and no file search. Methods differ by colour (colour-blind safe), marker and line, so that a grey
-print can be read as well. Figures are pyplot's: in a notebook, end a bare call with a semicolon to see it
-once.
+No training and no file search. Methods differ by colour (colour-blind safe), marker and line, so that a grey print
+can be read as well. Figures are pyplot's: in a notebook, end a bare call with a semicolon to see it once.
 """
 
+import functools
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +46,22 @@ _STYLE = {
 }
 
 
-@mpl.rc_context(_STYLE)
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the study's style and leave matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def styled(*args: object, **options: object) -> Figure:
+        with mpl.rc_context(_STYLE):
+            fig = draw(*args, **options)
+            interactive = mpl.is_interactive()
+        # A notebook's backend turns this on with the first figure; reset, no later figure would be shown.
+        mpl.interactive(interactive)
+        return fig
+
+    return styled
+
+
+@_styled
 def class_sizes(sizes: pd.DataFrame) -> Figure:
     """The long tail (Figure 4 of the paper): instances in Train by rank of the class, head and tail told apart.
 
@@ -97,7 +112,7 @@ def smooth(history: pd.DataFrame, points: int = 60) -> pd.DataFrame:
     return history.assign(step=middle).groupby(keys, sort=False)["loss"].mean().reset_index()
 
 
-@mpl.rc_context(_STYLE)
+@_styled
 def loss_curves(history: pd.DataFrame, points: int | None = 60) -> Figure:
     """The self-supervised loss against the step: mean over seeds, the band from the lowest seed to the highest.
 
@@ -116,7 +131,7 @@ def loss_curves(history: pd.DataFrame, points: int | None = 60) -> Figure:
     return _legend(fig, axes)
 
 
-@mpl.rc_context(_STYLE)
+@_styled
 def space(measures: pd.DataFrame) -> Figure:
     """Alignment and uniformity of the embeddings before and after adaptation; lower is better in each.
 
@@ -139,7 +154,7 @@ def space(measures: pd.DataFrame) -> Figure:
     return _legend(fig, axes)
 
 
-@mpl.rc_context(_STYLE)
+@_styled
 def accuracy_curves(results: pd.DataFrame, metric: str = "accuracy") -> Figure:
     """A metric against the fraction of Train, a panel per dataset; mean and standard deviation over seeds.
 
@@ -149,7 +164,7 @@ def accuracy_curves(results: pd.DataFrame, metric: str = "accuracy") -> Figure:
     return _curves(results, [metric])
 
 
-@mpl.rc_context(_STYLE)
+@_styled
 def figure5(results: pd.DataFrame) -> Figure:
     """Figure 5 of the paper: macro-F1 of head and of tail against the fraction of Train, a column per dataset.
 
@@ -160,7 +175,7 @@ def figure5(results: pd.DataFrame) -> Figure:
     return _curves(results, ["head_macro_f1", "tail_macro_f1"])
 
 
-@mpl.rc_context(_STYLE)
+@_styled
 def label_efficiency(efficiency: pd.DataFrame) -> Figure:
     """How many times the labels the baseline needs for a method's accuracy, with its 95% interval.
 
@@ -186,7 +201,7 @@ def label_efficiency(efficiency: pd.DataFrame) -> Figure:
     return _legend(fig, axes)
 
 
-@mpl.rc_context(_STYLE)
+@_styled
 def contact_sheet(images: np.ndarray, titles: Sequence[str], labels: Sequence[str]) -> Figure:
     """Pictures under their titles, a row per class in order of appearance.
 

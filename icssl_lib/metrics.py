@@ -90,8 +90,9 @@ def paired_bootstrap(
     The two-way ("pigeonhole") bootstrap of Owen (2007, Ann. Appl. Stat. 1:386): each of ``n`` resamples draws
     items with replacement and, independently, training seeds with replacement; both methods are scored on the
     same draw. The statistic is the mean over seeds of the metric. Classes that count are those with true
-    instances; one that vanishes from a resample is left out of that resample's mean. With three seeds the
-    seeds' own share of the uncertainty is a rough estimate.
+    instances; one that vanishes from a resample is left out of that resample's mean. The interval
+    errs on the wide side: chance that differs by item and seed enters with the items and again with the seeds.
+    With three seeds the seeds' own share of the uncertainty is a rough estimate.
 
     Args:
         predictions: rows of one dataset and one fraction, ``method`` and ``baseline`` among them.

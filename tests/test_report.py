@@ -77,10 +77,13 @@ def out(config, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def page(root, config, out) -> str:
     """Notebooks 01, 04 and 05 executed as the DAG does, then the page."""
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own, so that figures stand in the notebooks
     notebooks = {"01_catalogue": {"dataset": "beauty"}, "04_table2": {}, "05_figure5": {}}
     for name, more in notebooks.items():
         parameters = {"config": str(config), "out": str(out), **more}
         runs.execute(root / "notebooks" / f"{name}.ipynb", out / "notebooks" / f"{name}.ipynb", parameters)
+    monkeypatch.undo()
     return report.build(load_config(config), out).read_text(encoding="utf-8")
 
 
@@ -145,6 +148,15 @@ def test_links_lead_to_the_executed_notebooks(page, out):
         assert "<b>class" not in text  # titles are escaped in the notebooks as well
         loaded = [a["src"] for tag, a in Elements(text).found if tag == "script" and a.get("src")]
         assert all("mathjax" in address.lower() for address in loaded)
+
+
+def test_each_figure_stands_once_in_its_notebook(page, out):
+    shown = {}
+    for path in (out / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        outputs = [o for cell in cells for o in cell.get("outputs", [])]
+        shown[path.stem] = sum("image/png" in o.get("data", {}) for o in outputs)
+    assert shown == {"01_catalogue": 1, "04_table2": 2, "05_figure5": 1}
 
 
 def test_notebooks_leave_pictures_beside_their_tables(page, out):
