@@ -18,7 +18,7 @@ STUDY_FILE = config["study"]
 STUDY = load_config(STUDY_FILE)
 NOTEBOOKS = ROOT / "notebooks"
 OUT = Path.cwd()
-RUN = f"'{sys.executable}' -m icssl_lib.runs"
+RUN = f"'{sys.executable}' -m icssl_lib.warm run"
 EXECUTE = f"{RUN} execute '{NOTEBOOKS}/{{params.notebook}}.ipynb' '{{output.notebook}}' 'config={STUDY_FILE}' 'out={OUT}'"
 ADAPTED = [m for m in STUDY.methods if METHODS[m].adapts]
 PRETRAINED = [t for t, name in (("text", STUDY.text.model), ("vision", STUDY.vision.model)) if name == "pretrained"]

@@ -160,7 +160,9 @@ class Study(Strict):
 def nearest(name: str, known: list[str]) -> str:
     """A hint for a misspelt name: ``did you mean 'x'?`` or the list of what is known."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(sorted(known)[:30])}{' ...' if len(known) > 30 else ''}"
 
 
 def load_config(path: str | Path) -> Study:

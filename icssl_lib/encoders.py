@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from icssl_lib.config import TextConfig, VisionConfig
+from icssl_lib.config import TextConfig, VisionConfig, nearest
 
 
 class ModelError(ValueError):
@@ -106,9 +106,7 @@ def load_vision(config: VisionConfig) -> nn.Module:
     """
     import timm
 
-    if config.model not in timm.list_models() and not config.model.startswith("hf-hub:"):
-        from icssl_lib.config import nearest
-
+    if ":" not in config.model and not timm.is_model(config.model):  # hf-hub:name, local-dir:folder
         raise ModelError(f"vision.model: timm has no '{config.model}'; {nearest(config.model, timm.list_models())}")
     options = {"num_classes": 0}
     if config.checkpoint is not None:

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import pandas as pd
 
+from icssl_lib import warm
 from icssl_lib.catalogue import Catalogue
 from icssl_lib.config import ConfigError, Study, load_config, nearest
 from icssl_lib.images import written_whole
@@ -79,14 +80,17 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
             raise RunError(f"{notebook.name} has no parameter '{name}'; {nearest(name, list(known))}")
     failed = output.with_suffix(".failed.ipynb")
     failed.parent.mkdir(parents=True, exist_ok=True)
-    transport = Config({"KernelManager": {"transport": "ipc"}}) if os.name == "posix" else Config()
     with tempfile.TemporaryDirectory(prefix="icssl") as sockets:
         os.environ["JUPYTER_RUNTIME_DIR"] = sockets
+        if warm.SOCKET in os.environ:
+            warm.install_kernel(Path(sockets))
+        # Without an `ip` of its own each kernel binds "kernel-ipc" in the working folder, and takes another's calls.
+        ipc = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
         for attempt in (1, 2):
             try:
                 papermill.execute_notebook(
                     str(notebook), str(failed), parameters, kernel_name="python3", progress_bar=False,
-                    log_output=True, cwd=str(notebook.parent), config=transport,
+                    log_output=True, cwd=str(notebook.parent), config=Config({"KernelManager": ipc}), start_timeout=600,
                 )  # fmt: skip
             except papermill.PapermillExecutionError as error:
                 raise RunError(f"{notebook.name}: {error.ename}: {error.evalue} (all of it: {failed})") from None
@@ -276,12 +280,14 @@ def run_study(config: Path, out: Path, cores: int) -> None:
             "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         command = snakemake(config, out, "--cores", str(cores))
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        failures = follow(process.stdout, log, study.study)
+        # A GPU's state does not survive a fork, so where one may be used every kernel starts cold.
+        with warm.serving(environment) if study.runtime.device == "cpu" else contextlib.nullcontext():
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(command, env=environment, text=True, **streams)
+            failures = follow(process.stdout, log, study.study)
+            failed = process.wait() != 0
         stop.set()
-        if process.wait() != 0:
+        if failed:
             for path in failures:
                 lines = (out / path).read_text(errors="replace").splitlines() if (out / path).is_file() else []
                 print(f"{path}: " + " ".join(lines[-1:]), file=sys.stderr)
