@@ -82,6 +82,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     failed.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="icssl") as sockets:
         os.environ["JUPYTER_RUNTIME_DIR"] = sockets
+        os.environ.pop("MPLBACKEND", None)  # of this process; with "Agg" the kernel would show no figure
         if warm.SOCKET in os.environ:
             warm.install_kernel(Path(sockets))
         # Without an `ip` of its own each kernel binds "kernel-ipc" in the working folder, and takes another's calls.
@@ -346,6 +347,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.command == "execute":
             import yaml
 
+            if bare := [pair for pair in options.parameters if "=" not in pair]:
+                raise RunError(f"parameter '{bare[0]}': expected name=value")
             pairs = dict(pair.split("=", 1) for pair in options.parameters)
             execute(options.notebook, options.output, {k: yaml.safe_load(v) for k, v in pairs.items()})
         elif options.command == "collect":
@@ -362,7 +365,7 @@ def main(argv: list[str] | None = None) -> int:
                 check_methods(load_config(options.config))
                 out.mkdir(parents=True, exist_ok=True)
                 return subprocess.call(snakemake(options.config, out, "--dry-run", "--quiet", "rules"))
-    except (ConfigError, RunError, OSError) as error:
+    except (RunError, ValueError, OSError) as error:  # ConfigError, CatalogueError, ModelError: ValueErrors
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOCKET = "ICSSL_WARM_SOCKET"
+STUDY = "ICSSL_STUDY_PID"
 HEAVY = [
     *("torch", "transformers", "timm", "accelerate", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.metrics"),
     *(
@@ -103,6 +104,8 @@ def _work(request: dict, fds: array.array) -> None:
         from icssl_lib.runs import exit_with
 
         exit_with(request["client"])
+        if STUDY in os.environ:  # a kernel's client outlives a study that was killed
+            exit_with(int(os.environ[STUDY]))
         code = _run(request["arguments"])
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
@@ -119,9 +122,12 @@ def _work(request: dict, fds: array.array) -> None:
 def _run(arguments: list[str]) -> int:
     what, *rest = arguments
     if what == "kernel":
+        import matplotlib
         from ipykernel.kernelapp import IPKernelApp
 
         os.environ.pop("JPY_PARENT_PID", None)  # that parent is the client's; `exit_with` watches the client
+        # Imported before the kernel was there, matplotlib has not seen the backend that shows figures in a notebook.
+        matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
         IPKernelApp.launch_instance(rest)
         return 0
     from icssl_lib.runs import main
