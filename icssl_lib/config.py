@@ -88,6 +88,7 @@ class AdaptConfig(Strict):
 
 class FinetuneConfig(Strict):
     epochs: PositiveInt = 30
+    min_steps: Annotated[int, Field(ge=0)] = 0  # small fractions go on for more epochs, until so many steps
     batch_size: PositiveInt = 32
     lr: PositiveFloat = 5e-5
     weight_decay: Annotated[float, Field(ge=0)] = 1e-8
@@ -111,17 +112,17 @@ class PretrainConfig(Strict):
     """The tiny encoders of the embedded catalogue, made from its generic corpora."""
 
     seed: int = 0
-    titles: PositiveInt = 20000
+    titles: PositiveInt = 10000
     vocab_size: PositiveInt = 3000
-    hidden_size: PositiveInt = 128
+    hidden_size: PositiveInt = 96
     layers: PositiveInt = 2
-    heads: PositiveInt = 2
-    text_epochs: PositiveInt = 5
+    heads: PositiveInt = 3
+    text_epochs: PositiveInt = 6
     text_lr: PositiveFloat = 1e-3
     pictures: PositiveInt = 6000
-    vision_size: PositiveInt = 128
+    vision_size: PositiveInt = 96
     vision_layers: PositiveInt = 3
-    vision_epochs: PositiveInt = 5
+    vision_epochs: PositiveInt = 16
     vision_lr: PositiveFloat = 1e-3
     batch_size: PositiveInt = 64
 

@@ -124,7 +124,9 @@ def _finetune(
             encoder, num_labels=len(labels), dtype=torch.float32, **names
         )
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    steps = config.epochs * -(-len(train) // config.batch_size)
+    per_epoch = -(-len(train) // config.batch_size)
+    epochs = max(config.epochs, -(-config.min_steps // per_epoch))
+    steps = epochs * per_epoch
     schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
     model, optimizer = accelerator.prepare(model, optimizer)
 
@@ -132,7 +134,7 @@ def _finetune(
     target = torch.tensor(pd.Index(labels).get_indexer(train.label))
     generator = torch.Generator().manual_seed(seed)
     best = (-1.0, None)
-    for _ in range(config.epochs):
+    for _ in range(epochs):
         model.train()
         for index in torch.randperm(len(train), generator=generator).split(config.batch_size):
             with accelerator.autocast():

@@ -192,20 +192,6 @@ def check_methods(study: Study) -> None:
         raise ConfigError("methods: 'origin' is missing; every difference is taken from it")
 
 
-def exit_with(pid: int) -> None:
-    """End this process when process ``pid`` ends: after kill -9 of the study, none of its jobs goes on writing."""
-
-    def watch() -> None:
-        while True:
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                os._exit(1)
-            time.sleep(0.5)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Only one study at a time in a run folder. The lock falls with its process, however that ends."""
@@ -223,7 +209,8 @@ def locked(out: Path) -> Iterator[None]:
 def snakemake(config: Path, out: Path, *options: str) -> list[str]:
     """The command that runs the DAG of one configuration in its run folder."""
     return [
-        *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(out)),
+        *(sys.executable, "-m", "icssl_lib.warm", "dag"),
+        *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(out)),
         *("--config", f"study={config.resolve()}", "--scheduler", "greedy", "--nolock", "--rerun-incomplete"),
         *("--rerun-triggers", "mtime", "params", "input", "--keep-going", "--nocolor", *options),
     ]  # fmt: skip
@@ -277,7 +264,7 @@ def run_study(config: Path, out: Path, cores: int) -> None:
     with locked(out), (out / "study.log").open("a") as log:
         peak = watch_memory(stop)
         environment = os.environ | {
-            "ICSSL_STUDY_PID": str(os.getpid()), "OMP_NUM_THREADS": str(study.runtime.threads),
+            warm.STUDY: str(os.getpid()), "OMP_NUM_THREADS": str(study.runtime.threads),
             "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         command = snakemake(config, out, "--cores", str(cores))
@@ -341,8 +328,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("config", type=Path)
         command.add_argument("out", type=Path)
     options = parser.parse_args(argv)
-    if "ICSSL_STUDY_PID" in os.environ:
-        exit_with(int(os.environ["ICSSL_STUDY_PID"]))
+    warm.exit_with_study()
     try:
         if options.command == "execute":
             import yaml

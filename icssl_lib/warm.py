@@ -15,6 +15,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +41,26 @@ HEAVY = [
 ]
 
 
+def exit_with(pid: int) -> None:
+    """End this process when process ``pid`` ends: after kill -9 of the study, none of its jobs goes on writing."""
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                os._exit(1)
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def exit_with_study() -> None:
+    """In a process that a study started: end when the study ends."""
+    if STUDY in os.environ:
+        exit_with(int(os.environ[STUDY]))
+
+
 @contextlib.contextmanager
 def serving(environment: dict[str, str]) -> Iterator[None]:
     """Run a server while the block runs, and name its socket in ``environment``."""
@@ -56,12 +78,15 @@ def serving(environment: dict[str, str]) -> Iterator[None]:
 
 def serve(address: str) -> None:
     """Import the heavy packages, then fork for every request, until the parent process ends."""
-    parent = os.getppid()
+    parent = int(os.environ.get(STUDY, os.getppid()))  # already dead, it is no longer the parent
+    signal.signal(signal.SIGALRM, lambda *_: os.getppid() == parent or os._exit(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)  # clients connect at once, and wait
         listener.listen(128)
         for name in HEAVY:
             importlib.import_module(name)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # from here on the loop looks
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
         listener.settimeout(0.5)
         while os.getppid() == parent:
@@ -101,11 +126,8 @@ def _work(request: dict, fds: array.array) -> None:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["environment"])
-        from icssl_lib.runs import exit_with
-
         exit_with(request["client"])
-        if STUDY in os.environ:  # a kernel's client outlives a study that was killed
-            exit_with(int(os.environ[STUDY]))
+        exit_with_study()  # a kernel's client outlives a study that was killed
         code = _run(request["arguments"])
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
@@ -161,6 +183,11 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "serve":
         serve(arguments[1])
         return 0
+    if arguments[0] == "dag":  # Snakemake is some seconds old when it reads a Snakefile, which could watch as well
+        exit_with_study()
+        from snakemake.cli import main as snakemake
+
+        snakemake(arguments[1:])  # exits by itself
     if SOCKET in os.environ:
         return ask(os.environ[SOCKET], arguments)
     return _run(arguments)
