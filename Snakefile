@@ -3,16 +3,12 @@
 A job runs again when its inputs, or its own part of the configuration (`params.digest`), changed.
 """
 
-import os
 import sys
 from pathlib import Path
 
 from icssl_lib.config import load_config
 from icssl_lib.methods import METHODS
-from icssl_lib.runs import ROOT, digest, exit_with
-
-if "ICSSL_STUDY_PID" in os.environ:
-    exit_with(int(os.environ["ICSSL_STUDY_PID"]))
+from icssl_lib.runs import ROOT, digest
 
 STUDY_FILE = config["study"]
 STUDY = load_config(STUDY_FILE)
