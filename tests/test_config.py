@@ -52,7 +52,7 @@ def test_a_file_that_is_no_study_is_refused(tmp_path):
         load_config(tmp_path / "studi.yaml")
     for text in ("[1, 2]", "a: [", ""):
         (tmp_path / "bad.yaml").write_text(text)
-        with pytest.raises(ConfigError, match="bad.yaml"):
+        with pytest.raises(ConfigError, match=r"bad\.yaml"):
             load_config(tmp_path / "bad.yaml")
 
 
