@@ -216,37 +216,38 @@ def snakemake(config: Path, out: Path, *options: str) -> list[str]:
     ]  # fmt: skip
 
 
-def follow(stream: IO[str], log: IO[str], label: str) -> list[Path]:
-    """Show the DAG's progress as one line with time left, copy all of it to ``log``; return failed jobs' logs."""
+def follow(stream: IO[str], log: IO[str], label: str) -> tuple[int, list[Path]]:
+    """Show the DAG's progress as one line with time left, copy all of it to ``log``; jobs done, failed jobs' logs."""
     from tqdm import tqdm
 
-    failures, in_error = [], False
+    failures, in_error, jobs = [], False, 0
     with tqdm(total=None, desc=label, unit="job", smoothing=0.1, mininterval=1) as bar:
         for line in stream:
             log.write(line)
             if match := re.match(r"(\d+) of (\d+) steps", line):
-                bar.total = int(match[2])
-                bar.update(int(match[1]) - bar.n)
+                jobs, bar.total = int(match[1]), int(match[2])
+                bar.update(jobs - bar.n)
             elif line.startswith("Error in rule"):
                 in_error = True
             elif in_error and (match := re.match(r"\s+log: (\S+)", line)):
                 failures.append(Path(match[1].rstrip(",")))
                 in_error = False
-    return failures
+    return jobs, failures
 
 
 def watch_memory(stop: threading.Event) -> dict[str, float]:
-    """Peak of the summed resident memory of this process's descendants, in GB, updated until ``stop``."""
+    """Peak memory of this process's descendants in GB, updated until ``stop``; pages that forks share count once."""
     import psutil
 
     peak = {"gb": 0.0}
 
     def watch() -> None:
-        while not stop.wait(1):
+        while not stop.wait(2):
             total = 0
             for child in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    total += child.memory_info().rss
+                    memory = child.memory_full_info()
+                    total += getattr(memory, "pss", memory.rss)  # pss: on Linux
             peak["gb"] = max(peak["gb"], total / 1e9)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -261,7 +262,7 @@ def run_study(config: Path, out: Path, cores: int) -> None:
     study = load_config(config)
     check_methods(study)
     started, stop = time.perf_counter(), threading.Event()
-    with locked(out), (out / "study.log").open("a") as log:
+    with locked(out), (out / "study.log").open("a", buffering=1) as log:
         peak = watch_memory(stop)
         environment = os.environ | {
             warm.STUDY: str(os.getpid()), "OMP_NUM_THREADS": str(study.runtime.threads),
@@ -272,7 +273,7 @@ def run_study(config: Path, out: Path, cores: int) -> None:
         with warm.serving(environment) if study.runtime.device == "cpu" else contextlib.nullcontext():
             streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
             process = subprocess.Popen(command, env=environment, text=True, **streams)
-            failures = follow(process.stdout, log, study.study)
+            jobs, failures = follow(process.stdout, log, study.study)
             failed = process.wait() != 0
         stop.set()
         if failed:
@@ -282,10 +283,17 @@ def run_study(config: Path, out: Path, cores: int) -> None:
             raise RunError(
                 f"{len(failures)} jobs failed; the whole log is {out / 'study.log'}. Mended, the same command goes on"
             )
-    seconds = time.perf_counter() - started
-    wall = {"seconds": round(seconds, 1), "peak_memory_gb": round(peak["gb"], 2), "cores": cores}
-    with written_whole(out / "wall.json") as part:
-        part.write_text(json.dumps(wall))
+    wall = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "jobs": jobs,
+        "cores": cores,
+        "peak_memory_gb": round(peak["gb"], 2),
+        "machine": json.loads(next((out / "records").rglob("*.json")).read_text())["machine"],
+    }
+    kept = out / "wall.json"  # of the call that ran the most jobs: one that only finished the rest says little
+    if not kept.is_file() or json.loads(kept.read_text())["jobs"] <= jobs:
+        with written_whole(kept) as part:
+            part.write_text(json.dumps(wall, indent=1))
     print_summary(study, out, wall)
 
 
@@ -310,7 +318,7 @@ def print_summary(study: Study, out: Path, wall: dict[str, float]) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="icssl_lib.runs", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("study", "plan"):
+    for name in ("study", "plan", "publish"):
         command = commands.add_parser(name)
         command.add_argument("config", type=Path)
         command.add_argument("--out", type=Path, help="default: runs/<study>")
@@ -347,6 +355,11 @@ def main(argv: list[str] | None = None) -> int:
             out = options.out or Path("runs") / load_config(options.config).study
             if options.command == "study":
                 run_study(options.config, out, options.cores)
+            elif options.command == "publish":
+                from icssl_lib.publish import publish
+
+                for path in publish(load_config(options.config).study, out, ROOT):
+                    print(f"filled {path.relative_to(ROOT)}")
             else:
                 check_methods(load_config(options.config))
                 out.mkdir(parents=True, exist_ok=True)
