@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from icssl_lib.config import TextConfig, VisionConfig, nearest
@@ -92,7 +94,7 @@ def load_text(model: str):
         raise ModelError(f"text.model: {model} holds no config.json; name a Hugging Face folder or a hub model")
     try:
         return AutoModel.from_pretrained(model, dtype=torch.float32), AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"text.model: cannot load '{model}': {str(error).splitlines()[0]}. Without network, "
             "set text.model to a folder that holds config.json, model.safetensors and the tokenizer"
@@ -114,18 +116,31 @@ def load_vision(config: VisionConfig) -> nn.Module:
             raise ModelError(f"vision.checkpoint: no such file: {config.checkpoint}")
         if config.checkpoint.suffix != ".safetensors":
             raise ModelError(f"vision.checkpoint: {config.checkpoint.name}: only .safetensors files are read")
-        options |= {"pretrained_cfg_overlay": {"file": str(config.checkpoint), "num_classes": 0}}
     try:
+        if config.checkpoint is not None:
+            weights = _without_classifier(load_file(config.checkpoint), config.model)
+            options |= {"pretrained_cfg_overlay": {"state_dict": weights, "num_classes": 0}}  # 0: all must fit
         try:
             backbone = timm.create_model(config.model, pretrained=True, img_size=config.image_size, **options)
         except TypeError:  # a convolutional network takes any size, and no img_size
             backbone = timm.create_model(config.model, pretrained=True, **options)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"vision.model: cannot load weights of '{config.model}': {str(error).splitlines()[0]}. Without network, "
             "set vision.checkpoint to the model's .safetensors file"
         ) from error
+    backbone.pretrained_cfg.pop("state_dict", None)
     return backbone.float()
+
+
+def _without_classifier(weights: dict[str, Tensor], model: str) -> dict[str, Tensor]:
+    """A checkpoint may hold the classifier that it was trained with; the tower has none."""
+    import timm
+
+    settings = timm.get_pretrained_cfg(model)
+    classifier = settings.classifier if settings else None
+    layers = (classifier,) if isinstance(classifier, str) else classifier or ()
+    return {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] not in layers}
 
 
 def tokenize(tokenizer, titles: list[str], max_tokens: int) -> dict[str, Tensor]:
