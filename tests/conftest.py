@@ -2,8 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from icssl_lib.catalogue import Catalogue
 
 # Before torch, tokenizers or matplotlib are imported; the notebooks' kernels inherit them.
 for name, value in {
@@ -24,3 +28,27 @@ settings.load_profile("reproducible")
 def root() -> Path:
     """The project's folder."""
     return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: BERT of one layer, width 32."""
+    import toys
+
+    return toys.save_text(tmp_path_factory.mktemp("tiny") / "text")
+
+
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """timm's folder: ViT of one block, width 32."""
+    import toys
+
+    return toys.save_vision(tmp_path_factory.mktemp("tiny") / "vision")
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> "Catalogue":
+    """120 products with pictures."""
+    import toys
+
+    return toys.catalogue(tmp_path_factory.mktemp("toy"))

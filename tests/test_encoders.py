@@ -1,0 +1,210 @@
+"""Towers on models made on the fly: shapes, pooling, freezing, and what cannot be loaded."""
+
+import pickle
+
+import pytest
+import torch
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from icssl_lib.config import TextConfig, VisionConfig
+from icssl_lib.encoders import (
+    ModelError,
+    TextTower,
+    VisionTower,
+    embed_titles,
+    load_text,
+    load_vision,
+    mean_pool,
+    projection,
+    take,
+    tokenize,
+)
+
+TITLES = ["alma mug 7", "bora", "cira lamp 12 rug vase dena 5", "eris rug", "fola fola fola vase", "7"]
+
+
+@pytest.fixture(scope="module")
+def text(tiny_text):
+    return load_text(str(tiny_text))
+
+
+@given(n=st.integers(1, 4), t=st.integers(1, 6), h=st.integers(1, 5), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_mean_pool_equals_loops(n, t, h, seed):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, t, h, generator=generator)
+    mask = torch.randint(0, 2, (n, t), generator=generator)
+    mask[:, 0] = 1
+    expected = [
+        [
+            sum(hidden[i, j, k].item() for j in range(t) if mask[i, j]) / sum(mask[i, j].item() for j in range(t))
+            for k in range(h)
+        ]
+        for i in range(n)
+    ]
+    torch.testing.assert_close(mean_pool(hidden, mask), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    assert mean_pool(hidden.bfloat16(), mask).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_projection_has_the_depth_and_ends_linear(depth):
+    head = projection(5, 7, depth)
+    assert sum(isinstance(layer, nn.Linear) for layer in head) == depth
+    assert sum(isinstance(layer, nn.ReLU) for layer in head) == depth - 1
+    assert isinstance(head[-1], nn.Linear)
+    assert head(torch.randn(3, 5)).shape == (3, 7)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_text_tower(text, pooling):
+    backbone, tokenizer = text
+    tower = TextTower(backbone, pooling, projection_dim=16, depth=2).eval()
+    tokens = tokenize(tokenizer, TITLES, 32)
+    pooled = tower.embed(**tokens)
+    assert pooled.shape == (6, 32)
+    assert tower(**tokens).shape == (6, 16)
+    alone = torch.cat([tower.embed(**tokenize(tokenizer, [title], 32)) for title in TITLES])
+    torch.testing.assert_close(pooled, alone, rtol=1e-4, atol=1e-5)  # padding changes nothing
+    hidden = backbone(**tokenize(tokenizer, TITLES[:1], 32)).last_hidden_state[0]
+    torch.testing.assert_close(alone[0], hidden[0] if pooling == "cls" else hidden.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_float32_even_where_the_folder_says_otherwise(tiny_text, tmp_path):
+    backbone, tokenizer = load_text(str(tiny_text))
+    backbone.bfloat16().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert {p.dtype for p in load_text(str(tmp_path))[0].parameters()} == {torch.float32}
+
+
+def test_vision_tower_normalises_pixels(tiny_vision):
+    backbone = load_vision(VisionConfig(model=f"local-dir:{tiny_vision}", image_size=toys.SIZE))
+    tower = VisionTower(backbone, projection_dim=16, depth=2).eval()
+    pixels = torch.randint(0, 256, (3, toys.SIZE, toys.SIZE, 3), dtype=torch.uint8)
+    assert tower(pixels).shape == (3, 16)
+    settings = backbone.pretrained_cfg
+    mean, std = (torch.tensor(settings[name]) for name in ("mean", "std"))
+    by_hand = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
+    torch.testing.assert_close(tower.embed(pixels), backbone(by_hand), rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_vision_neither_trains_nor_drops_out(tmp_path):
+    folder = toys.save_vision(tmp_path / "vision", proj_drop_rate=0.5)
+    config = VisionConfig(model=f"local-dir:{folder}", image_size=toys.SIZE)
+    pixels = torch.randint(0, 256, (4, toys.SIZE, toys.SIZE, 3), dtype=torch.uint8)
+    free = VisionTower(load_vision(config), projection_dim=16, depth=2).train()
+    assert not torch.equal(free.embed(pixels), free.embed(pixels))  # there is dropout to be switched off
+    frozen = VisionTower(load_vision(config), projection_dim=16, depth=2, frozen=True).train()
+    features = frozen.embed(pixels)
+    assert torch.equal(features, frozen.embed(pixels))
+    assert not features.requires_grad
+    frozen(features).sum().backward()
+    assert all(p.grad is None for p in frozen.backbone.parameters())
+    assert all(p.grad is not None for p in frozen.projection.parameters())
+    assert frozen.projection.training
+
+
+def test_checkpoint_of_another_size_is_interpolated(tmp_path):
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import save_file
+
+    original = timm.create_model("test_vit", num_classes=7)  # 160 x 160, with a classifier
+    save_file(original.state_dict(), tmp_path / "model.safetensors")
+    config = VisionConfig(model="test_vit", checkpoint=tmp_path / "model.safetensors", image_size=96)
+    backbone = load_vision(config)
+    assert backbone.pos_embed.shape[1] == 6 * 6 + backbone.num_prefix_tokens
+    torch.testing.assert_close(backbone.state_dict()["blocks.0.attn.qkv.weight"], original.blocks[0].attn.qkv.weight)
+    assert backbone(torch.randn(2, 3, 96, 96)).shape == (2, backbone.num_features)
+
+
+def test_take_cuts_to_the_longest(text):
+    tokens = tokenize(text[1], TITLES, 32)
+    lengths = tokens["attention_mask"].sum(1)
+    assert len(set(lengths.tolist())) > 2
+    index = torch.tensor([3, 1])
+    part = take(tokens, index, torch.device("cpu"))
+    assert set(part) == {"input_ids", "attention_mask"}
+    for name, rows in part.items():
+        assert rows.shape == (2, lengths[index].max())
+        assert torch.equal(rows, tokens[name][index, : lengths[index].max()])
+
+
+def test_tokenize_cuts_at_max_tokens(text):
+    assert tokenize(text[1], ["alma " * 50], 8)["input_ids"].shape == (1, 8)
+
+
+def test_embed_titles_does_not_depend_on_order_or_batch(text):
+    backbone, tokenizer = text
+    config = TextConfig(model="unused")
+    backbone.train()
+    expected = embed_titles(backbone, tokenizer, TITLES, config)
+    assert expected.shape == (6, 32)
+    assert expected.dtype == torch.float32
+    assert torch.equal(expected, embed_titles(backbone, tokenizer, TITLES, config))  # no dropout
+    for size in (1, 2, 5):
+        torch.testing.assert_close(embed_titles(backbone, tokenizer, TITLES, config, size), expected)
+    back = embed_titles(backbone, tokenizer, TITLES[::-1], config, 2)
+    torch.testing.assert_close(back.flip(0), expected)
+
+
+# --- what cannot be loaded
+
+
+def test_folder_without_model_is_named(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ModelError, match=r"text\.model: .* holds no config\.json"):
+            load_text(str(folder))
+
+
+def test_folder_without_weights_or_with_damaged_ones_is_named(tiny_text, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny_text / "config.json").read_bytes())
+    with pytest.raises(ModelError, match="cannot load"):
+        load_text(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(ModelError, match="cannot load"):
+        load_text(str(tmp_path))
+
+
+def test_hub_name_without_network_points_to_the_folder_option():
+    with pytest.raises(ModelError, match=r"'nobody/no-such-model'.*set text\.model to a folder"):
+        load_text("nobody/no-such-model")
+    with pytest.raises(ModelError, match=r"'test_vit'.*set vision\.checkpoint"):
+        load_vision(VisionConfig(model="test_vit", image_size=160))
+
+
+def test_unknown_timm_name_gives_the_nearest():
+    with pytest.raises(ModelError, match="did you mean 'vit_tiny_patch16_224'"):
+        load_vision(VisionConfig(model="vit_tinny_patch16_224"))
+
+
+def test_pickled_checkpoint_is_refused_unopened(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    path = tmp_path / "model.pth"
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ModelError, match=r"model\.pth: only \.safetensors"):
+        load_vision(VisionConfig(model="test_vit", checkpoint=path))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_checkpoint_that_is_missing_or_does_not_fit(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(ModelError, match=r"no such file: .*model\.safetensors"):
+        load_vision(VisionConfig(model="test_vit", checkpoint=path))
+    save_file({"something": torch.zeros(2)}, path)
+    with pytest.raises(ModelError, match="cannot load weights of 'test_vit'"):
+        load_vision(VisionConfig(model="test_vit", checkpoint=path, image_size=160))
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ModelError, match="cannot load weights of 'test_vit'"):
+        load_vision(VisionConfig(model="test_vit", checkpoint=path, image_size=160))
+
+
+def test_missing_local_dir_of_timm(tmp_path):
+    with pytest.raises(ModelError, match="cannot load"):
+        load_vision(VisionConfig(model=f"local-dir:{tmp_path / 'absent'}", image_size=toys.SIZE))

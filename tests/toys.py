@@ -1,0 +1,82 @@
+"""Models and a catalogue so small that a training step takes milliseconds."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icssl_lib.catalogue import Catalogue, split_hash
+from icssl_lib.config import Study
+from icssl_lib.images import ImageStore
+
+COLOURS = {"mug": (200, 30, 30), "lamp": (30, 200, 30), "rug": (30, 30, 200), "vase": (200, 200, 30)}
+BRANDS = ["alma", "bora", "cira", "dena", "eris", "fola", "gira", "hava"]
+SIZE = 32  # side of the pictures, in pixels
+
+
+def save_text(folder: Path, **options: Any) -> Path:
+    """A BERT of one layer and width 32 with a WordPiece tokenizer of the toys' words, as a Hugging Face folder."""
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    wordpiece = BertWordPieceTokenizer()
+    words = [*COLOURS, *BRANDS, *(str(n) for n in range(100))]
+    wordpiece.train_from_iterator(words * 3, vocab_size=300, show_progress=False)
+    tokenizer = BertTokenizerFast(tokenizer_object=wordpiece._tokenizer)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape | options))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_vision(folder: Path, **options: Any) -> Path:
+    """A ViT of one block and width 32 for 32 x 32 pictures, as timm's folder (`local-dir:`)."""
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
+    shape = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": SIZE}
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **shape | options)
+    save_for_hf(model, folder, model_config={"num_classes": 0}, model_args=shape | options, safe_serialization=True)
+    return folder
+
+
+def catalogue(folder: Path, n: int = 120, pictures: bool = True) -> Catalogue:
+    """``n`` products of four labels; half of the titles and each picture's colour tell the label."""
+    rng = np.random.default_rng(0)
+    label = rng.choice(list(COLOURS), n)
+    word = np.where(rng.random(n) < 0.5, label, "")
+    title = [f"{rng.choice(BRANDS)} {w} {i % 100}".replace("  ", " ") for i, w in enumerate(word)]
+    parts = ["ssl"] * (n // 2) + ["train"] * (n // 4) + ["dev"] * (n // 8)
+    products = pd.DataFrame({"id": [f"p{i:03d}" for i in range(n)], "title": title, "label": label})
+    products["image_row"] = rng.permutation(n) if pictures else -1
+    products["part"] = parts + ["test"] * (n - len(parts))
+    store = None
+    if pictures:
+        pixels = np.zeros((n, SIZE, SIZE, 3), np.uint8)
+        noise = rng.integers(0, 50, (n, SIZE, SIZE, 3))
+        pixels[products.image_row] = np.array([COLOURS[name] for name in label])[:, None, None] + noise
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "images.npy", pixels)
+        store = ImageStore(folder / "images.npy")
+    return Catalogue("toy", products, store, pd.DataFrame(), split_hash(products), folder)
+
+
+def study(text: Path, vision: Path, /, **sections: dict[str, Any]) -> Study:
+    """A study of the toys, settings that learn within seconds; ``sections`` update its sections."""
+    settings = {
+        "study": "toy",
+        "seeds": [0],
+        "datasets": {"toy": {"source": "synthetic", "genre": "beauty"}},
+        "text": {"model": str(text), "max_tokens": 8},
+        "vision": {"model": f"local-dir:{vision}", "image_size": SIZE},
+        "adapt": {"epochs": 1, "batch_size": 8, "lr": 1e-3, "projection_dim": 16},
+        "finetune": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "fractions": [0.2, 1.0], "keep_classifiers": []},
+        "runtime": {"device": "cpu"},
+    }
+    return Study.model_validate(settings | {k: {**settings[k], **v} for k, v in sections.items()})
