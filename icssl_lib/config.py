@@ -99,6 +99,12 @@ class FinetuneConfig(Strict):
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]  # fractions whose weights are saved
 
+    def steps(self, n_train: int) -> tuple[int, int]:
+        """Epochs and optimiser steps on ``n_train`` products."""
+        per_epoch = -(-n_train // self.batch_size)
+        epochs = max(self.epochs, -(-self.min_steps // per_epoch))
+        return epochs, epochs * per_epoch
+
     @model_validator(mode="after")
     def _exportable(self) -> "FinetuneConfig":
         if self.head == "mean" and self.keep_classifiers:

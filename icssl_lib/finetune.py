@@ -124,9 +124,7 @@ def _finetune(
             encoder, num_labels=len(labels), dtype=torch.float32, **names
         )
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    per_epoch = -(-len(train) // config.batch_size)
-    epochs = max(config.epochs, -(-config.min_steps // per_epoch))
-    steps = epochs * per_epoch
+    epochs, steps = config.steps(len(train))
     schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
     model, optimizer = accelerator.prepare(model, optimizer)
 

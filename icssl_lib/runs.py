@@ -254,6 +254,39 @@ def watch_memory(stop: threading.Event) -> dict[str, float]:
     return peak
 
 
+def show_plan(config: Path, out: Path) -> int:
+    """Print what a study costs, in optimiser steps, and the jobs that are left to run; 0 when the DAG is sound."""
+    study = load_config(config)
+    check_methods(study)
+    print(plan(study, out).to_string(index=False), end="\n\n")
+    out.mkdir(parents=True, exist_ok=True)
+    return subprocess.call(snakemake(config, out, "--dry-run", "--quiet", "rules"))
+
+
+def plan(study: Study, out: Path) -> pd.DataFrame:
+    """The cost of training, before anything runs: dataset, stage, method, jobs, steps (of one job), reads (per step).
+
+    Steps of a table's catalogue are known once notebook 01 has ingested it; before that they are missing.
+    """
+    rows = []
+    for dataset, source in study.datasets.items():
+        n = getattr(source, "products", None)
+        if (out / "catalogues" / dataset / "catalogue.json").is_file():
+            n = len(pd.read_parquet(out / "catalogues" / dataset / "products.parquet", columns=["id"]))
+        for method in study.methods:
+            entry, size = METHODS[method], study.adapt.batch_size
+            reads = f"{size} titles twice" if entry.pictures == "none" else f"{size} titles and pictures"
+            steps = n and study.adapt.epochs * (n // 2 // size)
+            if entry.adapts:
+                rows.append((dataset, "adapt", method, len(study.seeds), steps, reads))
+            if entry.classifier == "finetune":
+                steps = n and sum(study.finetune.steps(round(0.3 * n * f))[1] for f in study.finetune.fractions)
+                reads = f"{study.finetune.batch_size} titles"
+                rows.append((dataset, "finetune", method, len(study.seeds), steps, reads))
+    table = pd.DataFrame(rows, columns=["dataset", "stage", "method", "jobs", "steps", "reads"])
+    return table.astype({"steps": "Int64"})
+
+
 def run_study(config: Path, out: Path, cores: int) -> None:
     """Run or finish the study of a configuration; print Table 2 and where everything lies.
 
@@ -361,9 +394,7 @@ def main(argv: list[str] | None = None) -> int:
                 for path in publish(load_config(options.config).study, out, ROOT):
                     print(f"filled {path.relative_to(ROOT)}")
             else:
-                check_methods(load_config(options.config))
-                out.mkdir(parents=True, exist_ok=True)
-                return subprocess.call(snakemake(options.config, out, "--dry-run", "--quiet", "rules"))
+                return show_plan(options.config, out)
     except (RunError, ValueError, OSError) as error:  # ConfigError, CatalogueError, ModelError: ValueErrors
         print(f"error: {error}", file=sys.stderr)
         return 1
