@@ -182,7 +182,7 @@ def install_kernel(folder: Path) -> None:
 def main(arguments: list[str]) -> int:
     if arguments[0] == "serve":
         serve(arguments[1])
-        return 0
+        os._exit(0)  # at once: an interpreter with torch takes seconds to tidy up
     if arguments[0] == "dag":  # Snakemake is some seconds old when it reads a Snakefile, which could watch as well
         exit_with_study()
         from snakemake.cli import main as snakemake
