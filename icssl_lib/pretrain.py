@@ -15,21 +15,35 @@ from icssl_lib.encoders import save_pretrained, take, tokenize
 from icssl_lib.sources import synthetic
 
 
+def train_tokenizer(titles: list[str], vocab_size: int):
+    """A WordPiece tokenizer of ``titles``, the same one in every process: a BertTokenizerFast.
+
+    The trainer numbers the pieces ##a, ##b, ... in the order of a hash map, which differs from process to process, and
+    breaks ties by these numbers; so they are numbered beforehand, as if they were special tokens.
+    """
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertTokenizerFast
+
+    trainer = BertWordPieceTokenizer()
+    letters = sorted({letter for title in titles for letter in trainer.normalize(title) if not letter.isspace()})
+    first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"##{letter}" for letter in letters)]
+    trainer.train_from_iterator(titles, vocab_size=vocab_size, special_tokens=first, show_progress=False)
+    wordpiece = BertWordPieceTokenizer(vocab=trainer.get_vocab())  # where only the five are special
+    return BertTokenizerFast(tokenizer_object=wordpiece._tokenizer)
+
+
 def pretrain_text(study: Study, folder: Path, progress: bool = True) -> pd.DataFrame:
     """A tiny BERT by masked language modelling (Devlin et al., 2019: 15% of the tokens) on generic titles.
 
     Writes a Hugging Face folder. Returns: step, loss.
     """
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, DataCollatorForLanguageModeling
+    from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
     config = study.pretrain
     set_seed(config.seed)
     torch.set_num_threads(study.runtime.threads)
     titles = synthetic.generic_titles(config.titles, config.seed)
-    wordpiece = BertWordPieceTokenizer()
-    wordpiece.train_from_iterator(titles, vocab_size=config.vocab_size, show_progress=False)
-    tokenizer = BertTokenizerFast(tokenizer_object=wordpiece._tokenizer)
+    tokenizer = train_tokenizer(titles, config.vocab_size)
     model = BertForMaskedLM(
         BertConfig(
             vocab_size=len(tokenizer),
