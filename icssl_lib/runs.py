@@ -184,12 +184,16 @@ def digest(*parts: Any) -> str:
 
 
 def check_methods(study: Study) -> None:
-    """Raises: ConfigError: a method that the registry does not know, or that the data cannot serve."""
+    """Raises: ConfigError: a method that the registry does not know, no `origin`, or a table that is not there."""
     for method in study.methods:
         if method not in METHODS:
             raise ConfigError(f"methods: no method '{method}'; {nearest(method, list(METHODS))}")
     if "origin" not in study.methods:
         raise ConfigError("methods: 'origin' is missing; every difference is taken from it")
+    for name, source in study.datasets.items():
+        if source.source == "table" and not source.table.is_file():
+            near = nearest(source.table.name, [path.name for path in source.table.parent.glob("*")])
+            raise ConfigError(f"datasets.{name}.table: no such file: {source.table}; {near}")
 
 
 @contextlib.contextmanager
