@@ -184,12 +184,16 @@ def digest(*parts: Any) -> str:
 
 
 def check_methods(study: Study) -> None:
-    """Raises: ConfigError: a method that the registry does not know, no `origin`, or a table that is not there."""
+    """Raises: ConfigError: a method that the registry does not know, or no `origin`."""
     for method in study.methods:
         if method not in METHODS:
             raise ConfigError(f"methods: no method '{method}'; {nearest(method, list(METHODS))}")
     if "origin" not in study.methods:
         raise ConfigError("methods: 'origin' is missing; every difference is taken from it")
+
+
+def check_tables(study: Study) -> None:
+    """Raises: ConfigError: a table that is not there; Snakemake would only miss an input."""
     for name, source in study.datasets.items():
         if source.source == "table" and not source.table.is_file():
             near = nearest(source.table.name, [path.name for path in source.table.parent.glob("*")])
@@ -262,6 +266,7 @@ def show_plan(config: Path, out: Path) -> int:
     """Print what a study costs, in optimiser steps, and the jobs that are left to run; 0 when the DAG is sound."""
     study = load_config(config)
     check_methods(study)
+    check_tables(study)
     print(plan(study, out).to_string(index=False), end="\n\n")
     out.mkdir(parents=True, exist_ok=True)
     return subprocess.call(snakemake(config, out, "--dry-run", "--quiet", "rules"))
@@ -298,6 +303,7 @@ def run_study(config: Path, out: Path, cores: int) -> None:
     """
     study = load_config(config)
     check_methods(study)
+    check_tables(study)
     started, stop = time.perf_counter(), threading.Event()
     with locked(out), (out / "study.log").open("a", buffering=1) as log:
         peak = watch_memory(stop)
