@@ -118,17 +118,17 @@ class PretrainConfig(Strict):
     """The tiny encoders of the embedded catalogue, made from its generic corpora."""
 
     seed: int = 0
-    titles: PositiveInt = 10000
+    titles: PositiveInt = 16000
     vocab_size: PositiveInt = 3000
     hidden_size: PositiveInt = 96
     layers: PositiveInt = 2
     heads: PositiveInt = 3
-    text_epochs: PositiveInt = 6
+    text_epochs: PositiveInt = 4
     text_lr: PositiveFloat = 1e-3
-    pictures: PositiveInt = 6000
-    vision_size: PositiveInt = 96
+    pictures: PositiveInt = 20000
+    vision_size: PositiveInt = 128
     vision_layers: PositiveInt = 3
-    vision_epochs: PositiveInt = 16
+    vision_epochs: PositiveInt = 5
     vision_lr: PositiveFloat = 1e-3
     batch_size: PositiveInt = 64
 

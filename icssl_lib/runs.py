@@ -250,7 +250,7 @@ def watch_memory(stop: threading.Event) -> dict[str, float]:
     peak = {"gb": 0.0}
 
     def watch() -> None:
-        while not stop.wait(2):
+        while not stop.wait(5):
             total = 0
             for child in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
