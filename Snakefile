@@ -104,7 +104,7 @@ rule finetune:
     params:
         notebook="03_finetune",
         digest=digest(STUDY.text, STUDY.finetune, STUDY.runtime),
-    priority: 60
+    priority: lambda w: 60 - STUDY.seeds.index(int(w.seed)) / 100  # a whole seed first, then the next
     log: "logs/03_finetune-{dataset}-{method}-seed{seed}.log",
     shell: f"{EXECUTE} dataset={{wildcards.dataset}} method={{wildcards.method}} seed={{wildcards.seed}} > {{log}} 2>&1"
 
