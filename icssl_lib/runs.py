@@ -36,6 +36,10 @@ RESULTS = [
     *("accuracy", "macro_f1", "head_macro_f1", "tail_macro_f1", "split_hash", "seconds"),
 ]
 
+# glibc gives large blocks back to the system when freed, and each training step has them mapped and zeroed anew: the
+# gradient of a vocabulary of 30,000 alone is 46 MB. Kept, a step of MiniLM-L6 takes 0.100 s of CPU instead of 0.137.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_TOP_PAD_": "67108864"}
+
 
 class RunError(RuntimeError):
     """The study cannot go on; the message says what, where and what to do."""
@@ -307,7 +311,7 @@ def run_study(config: Path, out: Path, cores: int) -> None:
     started, stop = time.perf_counter(), threading.Event()
     with locked(out), (out / "study.log").open("a", buffering=1) as log:
         peak = watch_memory(stop)
-        environment = os.environ | {
+        environment = MALLOC | os.environ | {
             warm.STUDY: str(os.getpid()), "OMP_NUM_THREADS": str(study.runtime.threads),
             "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
