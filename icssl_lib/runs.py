@@ -300,6 +300,12 @@ def plan(study: Study, out: Path) -> pd.DataFrame:
     return table.astype({"steps": "Int64"})
 
 
+def may_fork(device: str) -> bool:
+    """Whether jobs may be forks of one process: a GPU's state does not survive one, so there kernels start cold."""
+    has_gpu = sys.platform != "linux" or any(Path("/dev").glob("nvidia*")) or Path("/dev/kfd").exists()
+    return device == "cpu" or (device == "auto" and not has_gpu)
+
+
 def run_study(config: Path, out: Path, cores: int) -> None:
     """Run or finish the study of a configuration; print Table 2 and where everything lies.
 
@@ -316,8 +322,7 @@ def run_study(config: Path, out: Path, cores: int) -> None:
             "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         command = snakemake(config, out, "--cores", str(cores))
-        # A GPU's state does not survive a fork, so where one may be used every kernel starts cold.
-        with warm.serving(environment) if study.runtime.device == "cpu" else contextlib.nullcontext():
+        with warm.serving(environment) if may_fork(study.runtime.device) else contextlib.nullcontext():
             streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
             process = subprocess.Popen(command, env=environment, text=True, **streams)
             jobs, failures = follow(process.stdout, log, study.study)
