@@ -26,8 +26,9 @@ def publish(study: str, out: Path, root: Path) -> list[Path]:
     target = root / "figures" / study
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(out / "figures", target)
-    for name in ("results.csv", "wall.json"):
-        shutil.copy(out / name, target / name)
+    shutil.copy(out / "results.csv", target / "results.csv")
+    if (out / "wall.json").is_file():  # a study of which only a part was collected has none
+        shutil.copy(out / "wall.json", target / "wall.json")
     changed = []
     for path in documents(root):
         text = path.read_text(encoding="utf-8")
