@@ -1,6 +1,7 @@
 """The SSL stage: adapt the text encoder on the SSL part, whose labels are never read."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def adapt(method: str, catalogue: Catalogue, study: Study, seed: int, out: Path,
         out: the run folder, where a model named "pretrained" lies.
 
     Raises:
-        ValueError: the method does not adapt, or needs pictures that the catalogue has not.
+        ValueError: the method does not adapt, needs pictures that the catalogue has not, or finds one title only.
         FloatingPointError: the loss is no longer finite.
     """
     entry, config = METHODS[method], study.adapt
@@ -130,11 +131,15 @@ def adapt(method: str, catalogue: Catalogue, study: Study, seed: int, out: Path,
     generator = torch.Generator().manual_seed(seed)
     tokens = tokenize(tokenizer, list(pairs.title), study.text.max_tokens)
     rows, groups = pairs.image_row.to_numpy(), torch.tensor(pairs.group.to_numpy())
-    history, started = [], time.perf_counter()
+    history, alike, started = [], 0, time.perf_counter()
     bar = tqdm(total=steps, desc=f"{catalogue.name} {method} seed {seed}", unit="step", disable=not progress)
     for epoch in range(config.epochs):
         towers.train()
         for index in epoch_batches(len(pairs), config.batch_size, generator):
+            if config.mask_duplicates and (groups[index] == groups[index[0]]).all():
+                alike += 1  # the same title throughout: nobody has a negative
+                bar.update()
+                continue
             batch = Batch(
                 tokens=take(tokens, index, accelerator.device),
                 images=images[rows[index]] if images else None,
@@ -150,8 +155,12 @@ def adapt(method: str, catalogue: Catalogue, study: Study, seed: int, out: Path,
             optimizer.zero_grad()
             history.append((len(history), epoch, loss.item(), time.perf_counter() - started))
             bar.update()
-        bar.set_postfix(loss=f"{np.mean([h[2] for h in history if h[1] == epoch]):.3f}")
+        bar.set_postfix(loss=f"{np.mean([h[2] for h in history if h[1] == epoch] or np.nan):.3f}")
     bar.close()
+    if alike:
+        warnings.warn(f"{catalogue.name}: {alike} of {steps} batches were left out, all one title", stacklevel=2)
+    if not history:
+        raise ValueError(f"{catalogue.name}: no batch has two different titles; set adapt.mask_duplicates: false")
     after = measure(towers, tokenizer, catalogue, study, images, accelerator)
     return Adapted(
         accelerator.unwrap_model(towers).text.backbone.cpu().eval(),

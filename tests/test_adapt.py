@@ -115,6 +115,22 @@ def test_equal_normalised_titles_are_one_group(toy):
     assert group.nunique() == len(group) - 1 - toy.part("ssl").title.duplicated().sum()
 
 
+def test_a_batch_of_one_title_is_left_out_and_counted_and_nothing_else_is_an_error(toy, study, tmp_path):
+    ssl = toy.products.index[toy.products.part == "ssl"]
+    study = study.model_copy(update={"adapt": study.adapt.model_copy(update={"batch_size": 2, "epochs": 1})})
+    products = toy.products.copy()
+    products.loc[ssl[: len(ssl) // 2], "title"] = "alma mug"
+    with pytest.warns(UserWarning, match=r"toy: \d+ of \d+ batches were left out, all one title"):
+        history = adapt("simcse", dataclasses.replace(toy, products=products), study, 0, tmp_path, False).history
+    assert 0 < len(history) < len(ssl) // 2
+    products.loc[ssl, "title"] = "alma mug"
+    with (
+        pytest.warns(UserWarning, match="all one title"),
+        pytest.raises(ValueError, match="no batch has two different titles"),
+    ):
+        adapt("simcse", dataclasses.replace(toy, products=products), study, 0, tmp_path, False)
+
+
 def test_titles_without_a_picture_are_left_out_where_pictures_are_needed(toy):
     products = toy.products.copy()
     products.loc[[0, 3], "image_row"] = -1
