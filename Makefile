@@ -1,8 +1,9 @@
 # One command each; `make` alone lists them. Needs Python 3.11 or newer with venv, and make (GNU 3.81 or newer).
 #
 #   CONFIG=my.yaml       the study to run                     (study, plan)
-#   CORES=2              how many cores to use; default all   (study)
-#   ARGS="-k losses"     passed on to pytest                  (test)
+#   CORES=2              how many cores to use; default all   (study, plan)
+#   PROFILE=profiles/slurm   run the jobs on a cluster        (study)
+#   ARGS="-k losses"     passed on to pytest, or to plan: --hardware h100, --no-measure, --json FILE
 #   UPGRADE=--upgrade    move every pin to its newest version (lock)
 #   PYTHON=/path/to/it   the Python that .venv is made from
 #
@@ -20,19 +21,23 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 # moved clone; then, or when its Python is gone, .venv is made anew.
 USABLE := $(shell test "$$(cat .venv/stamp 2>/dev/null)" = "$$(pwd -P)" && .venv/bin/python -V 2>/dev/null)
 
-.PHONY: help study plan test lab lint lock unusable
+.PHONY: help study plan test slurm lab lint lock unusable
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' Makefile
 
 study: .venv/stamp  ## run a study, from data to report (CONFIG=config/quick.yaml, CORES=all); resumes where it stopped
-	.venv/bin/python -m icssl_lib.runs study "$(CONFIG)" $(if $(CORES),--cores $(CORES))
+	.venv/bin/python -m icssl_lib.runs study "$(CONFIG)" $(if $(CORES),--cores $(CORES)) \
+		$(if $(PROFILE),--profile "$(PROFILE)")
 
-plan: .venv/stamp  ## print a study's jobs and their cost, run nothing (CONFIG=config/quick.yaml)
-	.venv/bin/python -m icssl_lib.runs plan "$(CONFIG)"
+plan: .venv/stamp  ## print a study's steps, FLOPs, memory, disk and hours; runs nothing (ARGS="--hardware h100")
+	.venv/bin/python -m icssl_lib.runs plan "$(CONFIG)" $(if $(CORES),--cores $(CORES)) $(ARGS)
 
 test: .venv/stamp  ## the whole test suite (ARGS="-k losses" for a part)
 	.venv/bin/python -m pytest $(ARGS)
+
+slurm: .venv/stamp  ## run the smoke study on a Slurm of one node, started for it (Debian, as root)
+	bash tests/slurm_study.sh
 
 lab: .venv/stamp  ## JupyterLab on the notebooks
 	.venv/bin/python -m jupyterlab notebooks

@@ -18,11 +18,21 @@ RUN = f"'{sys.executable}' -m icssl_lib.warm run"
 EXECUTE = f"{RUN} execute '{NOTEBOOKS}/{{params.notebook}}.ipynb' '{{output.notebook}}' 'config={STUDY_FILE}' 'out={OUT}'"
 ADAPTED = [m for m in STUDY.methods if METHODS[m].adapts]
 PRETRAINED = [t for t, name in (("text", STUDY.text.model), ("vision", STUDY.vision.model)) if name == "pretrained"]
+DEVICES = {  # of a job that trains; without a profile nothing limits them
+    "gpu": 0 if STUDY.runtime.device == "cpu" else STUDY.runtime.processes,
+    "cpus_per_task": STUDY.runtime.processes * STUDY.runtime.threads,
+}
 
 
 def source_files(wildcards):
     source = STUDY.datasets[wildcards.dataset]
-    return [str(source.table)] if source.source == "table" else []
+    fetched = [f"catalogues/{wildcards.dataset}/fetched.json"] if source.source == "amazon" else []
+    return [str(source.table)] if source.source == "table" else fetched
+
+
+def metadata_file(wildcards):
+    source = STUDY.datasets[wildcards.dataset]
+    return [] if source.remote or not Path(source.meta).is_file() else [source.meta]  # `fetch` says what is missing
 
 
 def pieces(kind, suffix, methods=STUDY.methods):
@@ -64,6 +74,18 @@ rule pretrain:
     shell: f"{EXECUTE} tower={{wildcards.tower}} > {{log}} 2>&1"
 
 
+rule fetch:
+    input:
+        metadata_file,
+    output:
+        "catalogues/{dataset}/fetched.json",
+    params:
+        digest=lambda w: digest(STUDY.datasets[w.dataset]),
+    priority: 95
+    log: "logs/fetch-{dataset}.log",
+    shell: f"{RUN} fetch '{STUDY_FILE}' --dataset '{{wildcards.dataset}}' --out '{OUT}' > {{log}} 2>&1"
+
+
 rule catalogue:
     input:
         source_files,
@@ -89,6 +111,8 @@ rule adapt:
         notebook="02_adapt",
         digest=digest(STUDY.text, STUDY.vision, STUDY.adapt, STUDY.runtime),
     priority: lambda w: 80 if METHODS[w.method].pictures != "none" else 70
+    resources:
+        **DEVICES,
     log: "logs/02_adapt-{dataset}-{method}-seed{seed}.log",
     shell: f"{EXECUTE} dataset={{wildcards.dataset}} method={{wildcards.method}} seed={{wildcards.seed}} > {{log}} 2>&1"
 
@@ -105,6 +129,8 @@ rule finetune:
         notebook="03_finetune",
         digest=digest(STUDY.text, STUDY.finetune, STUDY.runtime),
     priority: lambda w: 60 - STUDY.seeds.index(int(w.seed)) / 100  # a whole seed first, then the next
+    resources:
+        **DEVICES,
     log: "logs/03_finetune-{dataset}-{method}-seed{seed}.log",
     shell: f"{EXECUTE} dataset={{wildcards.dataset}} method={{wildcards.method}} seed={{wildcards.seed}} > {{log}} 2>&1"
 

@@ -1,5 +1,6 @@
 """The SSL stage: adapt the text encoder on the SSL part, whose labels are never read."""
 
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -9,17 +10,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from icssl_lib import losses
-from icssl_lib.catalogue import Catalogue, normalise_title
-from icssl_lib.config import RuntimeConfig, Study
-from icssl_lib.encoders import TextTower, VisionTower, embed_titles, load_text, load_vision, take, tokenize
+from icssl_lib.catalogue import Catalogue, normalise_title, open_catalogue
+from icssl_lib.config import RuntimeConfig, Study, load_config
+from icssl_lib.encoders import (
+    TextTower,
+    VisionTower,
+    embed_titles,
+    load_text,
+    load_vision,
+    save_pretrained,
+    take,
+    tokenize,
+)
 from icssl_lib.methods import METHODS
+from icssl_lib.runs import digest, piece
+from icssl_lib.scale import Checkpoint, WholeBatch, in_processes, local_rows
 
 
 class Towers(nn.Module):
@@ -92,6 +104,11 @@ def epoch_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterat
 
 
 def adapt(method: str, catalogue: Catalogue, study: Study, seed: int, out: Path, progress: bool = True) -> Adapted:
+    """`adapt_here` in as many processes as the study asks for."""
+    return in_processes(study.runtime, adapt_here, method, catalogue, study, seed, out, progress)
+
+
+def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: Path, progress: bool = True) -> Adapted:
     """Train the towers on unlabelled pairs with the loss of ``method`` (Chen & Chou, 2022, section 3).
 
     Args:
@@ -115,46 +132,88 @@ def adapt(method: str, catalogue: Catalogue, study: Study, seed: int, out: Path,
     towers = Towers(
         TextTower(backbone, study.text.pooling, config.projection_dim, config.projection_depth),
         make_vision(study, out) if entry.pictures != "none" else None,
-    )
+    ).to(accelerator.device)
     optimizer = torch.optim.AdamW(
         [p for p in towers.parameters() if p.requires_grad],
         lr=config.lr,
         weight_decay=config.weight_decay,
         fused=True,
     )
-    steps = config.epochs * (len(pairs) // min(config.batch_size, len(pairs)))
+    batch_size = min(config.batch_size, len(pairs)) // accelerator.num_processes * accelerator.num_processes
+    if batch_size < 2:
+        raise ValueError(f"{catalogue.name}: {len(pairs)} pairs are too few for {accelerator.num_processes} processes")
+    steps = config.epochs * (len(pairs) // batch_size)
     schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
-    towers, optimizer = accelerator.prepare(towers, optimizer)
+    optimizer = accelerator.prepare(optimizer)
+    checkpoint = Checkpoint(
+        piece(out, "checkpoints", catalogue.name, method, seed).with_suffix(".pt"),
+        study.runtime.checkpoint_minutes,
+        digest(
+            method,
+            seed,
+            study.adapt,
+            study.text,
+            study.vision,
+            study.runtime.precision,
+            catalogue.split_hash,
+            fingerprint(towers),
+        ),
+        accelerator,
+        towers=towers,
+        optimizer=optimizer,
+        schedule=schedule,
+    )
     images = ImageSource(catalogue, towers.vision, accelerator) if towers.vision else None
     before = measure(towers, tokenizer, catalogue, study, images, accelerator)
 
     generator = torch.Generator().manual_seed(seed)
+    if accelerator.process_index:
+        torch.manual_seed(seed + 1000 * accelerator.process_index)  # rows elsewhere have a dropout of their own
     tokens = tokenize(tokenizer, list(pairs.title), study.text.max_tokens)
     rows, groups = pairs.image_row.to_numpy(), torch.tensor(pairs.group.to_numpy())
-    history, alike, started = [], 0, time.perf_counter()
-    bar = tqdm(total=steps, desc=f"{catalogue.name} {method} seed {seed}", unit="step", disable=not progress)
-    for epoch in range(config.epochs):
+    at = checkpoint.resume() or {"epoch": 0, "batch": 0, "order": None, "history": [], "alike": 0, "seconds": 0.0}
+    history, alike, started = at["history"], at["alike"], time.perf_counter() - at["seconds"]
+    bar = tqdm(
+        total=steps,
+        initial=len(history) + alike,
+        desc=f"{catalogue.name} {method} seed {seed}",
+        unit="step",
+        disable=not (progress and accelerator.is_main_process),
+    )
+    for epoch in range(at["epoch"], config.epochs):
         towers.train()
-        for index in epoch_batches(len(pairs), config.batch_size, generator):
+        if epoch == at["epoch"] and at["order"] is not None:
+            generator.set_state(at["order"])
+        order = generator.get_state()
+        for number, index in enumerate(epoch_batches(len(pairs), batch_size, generator)):
+            if epoch == at["epoch"] and number < at["batch"]:
+                continue  # before the checkpoint
             if config.mask_duplicates and (groups[index] == groups[index[0]]).all():
                 alike += 1  # the same title throughout: nobody has a negative
                 bar.update()
                 continue
+            own = local_rows(index, accelerator)
             batch = Batch(
-                tokens=take(tokens, index, accelerator.device),
-                images=images[rows[index]] if images else None,
+                tokens=take(tokens, own, accelerator.device),
+                images=images[rows[own]] if images else None,
                 groups=groups[index].to(accelerator.device) if config.mask_duplicates else None,
             )
+            whole = WholeBatch(towers, config.chunk_size, accelerator)
             with accelerator.autocast():
-                loss = entry.loss(towers, batch, config)
+                loss = entry.loss(whole, batch, config)
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"{method}: loss is {loss.item()} at step {len(history)}; lower adapt.lr")
-            accelerator.backward(loss)
+            whole.backward(loss)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             history.append((len(history), epoch, loss.item(), time.perf_counter() - started))
             bar.update()
+            if checkpoint.due():
+                seconds = time.perf_counter() - started
+                checkpoint.save(
+                    epoch=epoch, batch=number + 1, order=order, history=history, alike=alike, seconds=seconds
+                )
         bar.set_postfix(loss=f"{np.mean([h[2] for h in history if h[1] == epoch] or np.nan):.3f}")
     bar.close()
     if alike:
@@ -162,12 +221,18 @@ def adapt(method: str, catalogue: Catalogue, study: Study, seed: int, out: Path,
     if not history:
         raise ValueError(f"{catalogue.name}: no batch has two different titles; set adapt.mask_duplicates: false")
     after = measure(towers, tokenizer, catalogue, study, images, accelerator)
+    checkpoint.remove()
     return Adapted(
-        accelerator.unwrap_model(towers).text.backbone.cpu().eval(),
+        towers.text.backbone.cpu().eval(),
         tokenizer,
         pd.DataFrame(history, columns=["step", "epoch", "loss", "seconds"]),
         pd.concat([before.assign(when="before"), after.assign(when="after")], ignore_index=True),
     )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short text that differs for other weights: what a checkpoint's training began with."""
+    return str(sum(parameter.detach().double().sum().item() for parameter in model.parameters()))
 
 
 class ImageSource:
@@ -189,6 +254,13 @@ class ImageSource:
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
         return self.pixels(rows) if self.features is None else self.features[torch.as_tensor(rows)]
+
+
+def save(adapted: Adapted, folder: Path) -> None:
+    """Keep the encoder as a plain Hugging Face folder, with history.csv and space.csv in it."""
+    save_pretrained(adapted.backbone, adapted.tokenizer, folder)
+    adapted.history.to_csv(folder / "history.csv", index=False)
+    adapted.space.to_csv(folder / "space.csv", index=False)
 
 
 def text_model(study: Study, out: Path) -> str:
@@ -239,3 +311,20 @@ def measure(
             vision = torch.cat([towers.vision(images[piece]) for piece in pieces])
             rows.append(("title-picture alignment", losses.alignment(text, vision)))
     return pd.DataFrame([(name, float(value)) for name, value in rows], columns=["measure", "value"])
+
+
+def main(arguments: list[str]) -> None:
+    """accelerate launch --num_processes 8 -m icssl_lib.adapt CONFIG OUT DATASET METHOD SEED
+
+    One SSL stage without a notebook, on as many processes and machines as `accelerate launch` starts. OUT holds the
+    catalogue already; the encoder goes where notebook 02 puts it.
+    """
+    config, out, dataset, method, seed = arguments
+    study, out = load_config(config), Path(out).resolve()
+    adapted = adapt(method, open_catalogue(out / "catalogues" / dataset), study, int(seed), out)
+    if PartialState().is_main_process:
+        save(adapted, piece(out, "encoders", dataset, method, int(seed)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

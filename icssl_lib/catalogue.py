@@ -198,7 +198,8 @@ def ingest(
 ) -> Catalogue:
     """Load, clean, split and store a catalogue: products.parquet, images.npy, report.csv, catalogue.json.
 
-    catalogue.json is written last; a folder without it is incomplete.
+    catalogue.json is written last; a folder without it is incomplete, and the same call goes on with its pictures
+    where the earlier one was killed.
 
     Args:
         image_size: side of the stored square pictures, in pixels.
@@ -216,9 +217,7 @@ def ingest(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "catalogue.json").unlink(missing_ok=True)
-        products = _store_images(
-            products, raw, image_size, folder, getattr(source, "missing_image", "drop"), report, progress
-        )
+        products = _store_images(products, raw, source, image_size, folder, report, progress)
         products = _check_classes(products, getattr(source, "min_class_size", 1), report)
         if products.empty:
             raise CatalogueError(f"dataset {name}: no product is left of {len(raw.table)} rows: {report}")
@@ -232,8 +231,11 @@ def ingest(
         except CatalogueError as error:
             raise CatalogueError(f"dataset {name}: {error} ({report})") from None
         _save(name, products, report.frame(), image_size, split_seed, folder)
+        (folder / "images.npy.journal").unlink(missing_ok=True)
     except OSError as error:
-        raise CatalogueError(f"{folder}: cannot store the catalogue: {error.strerror or error}") from error
+        raise CatalogueError(
+            f"{folder}: cannot store the catalogue: {error.strerror or error}; mended, the same command goes on"
+        ) from error
     return open_catalogue(folder)
 
 
@@ -292,37 +294,42 @@ def _clean(table: pd.DataFrame, report: Report) -> pd.DataFrame:
 def _store_images(
     products: pd.DataFrame,
     raw: RawCatalogue,
+    source: SourceConfig,
     size: int,
     folder: Path,
-    missing: str,
     report: Report,
     progress: bool,
 ) -> pd.DataFrame:
     """Decode the pictures into images.npy and give each product its row; drop or keep those without one."""
-    (folder / "images.npy").unlink(missing_ok=True)
+    store, earlier = folder / "images.npy", list(folder.glob("images.npy*"))
     references = products.pop("image")
     products["image_row"] = -1
     if raw.read_image is None or products.empty:
+        for path in earlier:
+            path.unlink()
         return products
     # Products that name the same picture file share its row; anything but a path counts as different.
     keys = [ref if isinstance(ref, str) else position for position, ref in enumerate(references)]
     which = dict(zip(keys, references, strict=True))
     free, needed = shutil.disk_usage(folder).free, len(which) * 3 * size * size
+    free += sum(path.stat().st_size for path in earlier)  # gone on with, or replaced
     if needed > free:
         raise CatalogueError(
             f"{folder}: {len(which)} pictures of {size} x {size} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB "
             "are free; free some, use another disk, or a smaller vision.image_size"
         )
-    rows, errors = write_store(folder / "images.npy", list(which.values()), raw.read_image, size, progress)
+    identity = source.model_dump_json()
+    rows, errors = write_store(store, list(which.values()), raw.read_image, size, progress, identity)
     position = {key: i for i, key in enumerate(which)}
     index = np.array([position[key] for key in keys])
     products["image_row"] = rows[index]
+    missing = getattr(source, "missing_image", "drop")
     action = "dropped" if missing == "drop" else "kept"
     for product, i in zip(products["id"], index, strict=True):
         if i in errors:
             report.add(f"picture {errors[i].reason}", action, 1, f"{product}: {errors[i]}")
     if len(errors) == len(which):
-        (folder / "images.npy").unlink()
+        store.unlink()
     return products if missing == "keep" else products[products["image_row"] >= 0].reset_index(drop=True)
 
 

@@ -5,7 +5,7 @@ Relative paths in a file are relative to that file's folder.
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -55,7 +55,52 @@ class TableSource(Strict):
     min_class_size: PositiveInt = 1  # smaller classes are dropped, and counted
 
 
-SourceConfig = Annotated[Union[SyntheticSource, TableSource], Field(discriminator="source")]  # noqa: UP007
+# Where the metadata of the three vintages lies, and Amazon's picture servers, past and present
+AMAZON_HOSTS = [
+    *("snap.stanford.edu", "jmcauley.ucsd.edu", "mcauleylab.ucsd.edu", "datarepo.eng.ucsd.edu", "deepyeti.ucsd.edu"),
+    *("m.media-amazon.com", "images-na.ssl-images-amazon.com", "images-eu.ssl-images-amazon.com"),
+    *("images-fe.ssl-images-amazon.com", "ecx.images-amazon.com", "g-ecx.images-amazon.com"),
+    *("g-images.amazon.com", "images.amazon.com"),
+]
+Host = Annotated[str, Field(pattern=r"^[a-z0-9.-]+(:[0-9]+)?$")]
+
+
+class AmazonSource(Strict):
+    """One genre of the Amazon review data: a metadata file, and the pictures that it names, fetched.
+
+    How politely it is fetched is no part of what a dataset is: those settings are left out of ``model_dump``, so that
+    a changed rate does not make a study run anew.
+    """
+
+    source: Literal["amazon"]
+    vintage: Literal[2014, 2018, 2023]
+    meta: str  # meta_<Genre>.json.gz or .jsonl[.gz]: a path, or an http(s) address to fetch it from
+    folder: Path  # where a fetched file and the pictures lie; studies and genres may share one
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of the metadata file
+    missing_image: Literal["drop", "keep"] = "drop"
+    min_class_size: PositiveInt = 1
+    hosts: list[Host] = Field(AMAZON_HOSTS, exclude=True)  # no other is asked, whatever an address or a redirect says
+    connections: Annotated[int, Field(ge=1, le=64)] = Field(8, exclude=True)  # at a time, to a host
+    requests_per_second: PositiveFloat = Field(20, exclude=True)  # to a host
+    timeout: PositiveFloat = Field(30, exclude=True)  # seconds without a byte; a picture may take four times as long
+    retries: Annotated[int, Field(ge=0)] = Field(4, exclude=True)
+    max_wait: PositiveFloat = Field(120, exclude=True)  # seconds between two tries, whatever Retry-After says
+    max_picture_bytes: PositiveInt = Field(16 * 2**20, exclude=True)
+    max_file_bytes: PositiveInt = Field(32 * 2**30, exclude=True)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the metadata file is fetched."""
+        return "://" in self.meta
+
+    @model_validator(mode="after")
+    def _fetchable(self) -> "AmazonSource":
+        if self.remote and not self.meta.startswith(("http://", "https://")):
+            raise ValueError(f"meta: {self.meta}: expected a path, or an address that begins with http:// or https://")
+        return self
+
+
+SourceConfig = Annotated[SyntheticSource | TableSource | AmazonSource, Field(discriminator="source")]
 
 
 class TextConfig(Strict):
@@ -84,6 +129,7 @@ class AdaptConfig(Strict):
     mask_duplicates: bool = True  # a title that stands twice in a batch is no negative of itself
     projection_dim: PositiveInt = 768
     projection_depth: PositiveInt = 2
+    chunk_size: PositiveInt | None = None  # gradient caching: rows through a tower at a time, for batches beyond memory
 
 
 class FinetuneConfig(Strict):
@@ -136,7 +182,8 @@ class PretrainConfig(Strict):
 class RuntimeConfig(Strict):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["no", "bf16", "fp16"] = "no"
-    processes: Literal[1] = 1
+    processes: PositiveInt = 1  # of one stage, each with a device of its own; a batch is shared out among them
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10  # between two states that a killed stage goes on from
     threads: PositiveInt = 1  # per job on a CPU; fixed, since sums depend on it
 
 
@@ -205,6 +252,9 @@ def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
     for source in (raw.get("datasets") or {}).values() if isinstance(raw.get("datasets"), dict) else ():
         resolve(source, "table")
         resolve(source, "image_folder")
+        resolve(source, "folder")
+        if isinstance(source, dict) and "://" not in str(source.get("meta")):
+            resolve(source, "meta")
     resolve(raw.get("vision"), "checkpoint")
     text = raw.get("text")
     if isinstance(text, dict) and isinstance(text.get("model"), str):
@@ -224,7 +274,9 @@ def _explain(item: dict[str, Any]) -> str:
 
 def _model_at(parents: list[str | int]) -> type[BaseModel]:
     """The model that an error's location points into: sections by name, sources by their tag."""
-    sources = {get_args(m.model_fields["source"].annotation)[0]: m for m in (SyntheticSource, TableSource)}
+    sources = {
+        get_args(m.model_fields["source"].annotation)[0]: m for m in (SyntheticSource, TableSource, AmazonSource)
+    }
     if parents and parents[0] == "datasets":
         return sources[str(parents[-1])]
     model: type[BaseModel] = Study

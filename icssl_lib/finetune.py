@@ -1,5 +1,7 @@
 """The supervised stage: a classifier on a fraction of Train, all weights trained, and its reading of Test."""
 
+import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,11 @@ from icssl_lib.adapt import make_accelerator, text_model
 from icssl_lib.catalogue import Catalogue, head_tail, train_subset
 from icssl_lib.config import Study
 from icssl_lib.encoders import mean_pool, save_pretrained, take, tokenize
+from icssl_lib.images import written_whole
 from icssl_lib.methods import METHODS
 from icssl_lib.metrics import scores as metrics_of
-from icssl_lib.runs import piece
+from icssl_lib.runs import digest, piece
+from icssl_lib.scale import Checkpoint, in_processes, local_rows, sum_gradients
 
 
 @dataclass
@@ -48,7 +52,16 @@ class MeanPooledClassifier(nn.Module):
 def classify_fractions(
     method: str, catalogue: Catalogue, study: Study, seed: int, out: Path, progress: bool = True
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`classify_fractions_here` in as many processes as the study asks for."""
+    return in_processes(study.runtime, classify_fractions_here, method, catalogue, study, seed, out, progress)
+
+
+def classify_fractions_here(
+    method: str, catalogue: Catalogue, study: Study, seed: int, out: Path, progress: bool = True
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The method's classifiers on every fraction of Train, from the encoder that the run folder holds.
+
+    A fraction that is finished is not trained again when the stage was killed in a later one.
 
     Returns:
         scores: one row per fraction: dataset, method, fraction, seed, n_train, the metrics on Test, dev_accuracy,
@@ -63,12 +76,26 @@ def classify_fractions(
     # Labels that Train does not hold are of the tail: no classifier can name them.
     tail = tail + sorted(set(catalogue.part("test").label) - set(catalogue.label_counts.index))
     scores, tables = [], []
-    for fraction in tqdm(study.finetune.fractions, desc=f"{catalogue.name} {method} seed {seed}", disable=not progress):
+    unfinished = piece(out, "checkpoints", catalogue.name, method, seed)
+    weights = Path(encoder, "model.safetensors")
+    made = weights.stat().st_mtime_ns if weights.is_file() else None  # an encoder made anew is another
+    main = int(os.environ.get("RANK", 0)) == 0
+    bar = f"{catalogue.name} {method} seed {seed}"
+    for fraction in tqdm(study.finetune.fractions, desc=bar, disable=not (progress and main)):
+        name = f"f{round(100 * fraction):03d}"
+        parts = (method, seed, fraction, study.text, study.finetune, study.runtime.precision, encoder, made)
+        key = digest(*parts, catalogue.split_hash)
+        finished = unfinished / f"{name}.parquet"
+        if finished.is_file() and (table := pd.read_parquet(finished)).attrs["key"] == key:
+            scores.append(table.attrs["scores"])
+            tables.append(table)
+            continue
         keep = None
         if fraction in study.finetune.keep_classifiers:
-            keep = piece(out, "classifiers", catalogue.name, method, seed) / f"f{round(100 * fraction):03d}"
+            keep = piece(out, "classifiers", catalogue.name, method, seed) / name
         started = time.perf_counter()
-        read = classify(method, encoder, catalogue, study, fraction, seed, keep)
+        checkpoint = unfinished / f"{name}.pt"
+        read = classify(method, encoder, catalogue, study, fraction, seed, keep, checkpoint, key)
         seconds = round(time.perf_counter() - started, 2)
         keys = {"dataset": catalogue.name, "method": method, "fraction": fraction, "seed": seed}
         metrics = metrics_of(read.predictions.label, read.predictions.predicted, head, tail)
@@ -76,6 +103,16 @@ def classify_fractions(
             keys | {"n_train": read.n_train, **metrics, "dev_accuracy": read.dev_accuracy, "seconds": seconds}
         )
         tables.append(read.predictions.assign(**keys)[[*keys, "id", "label", "predicted", "confidence"]])
+        if main:
+            unfinished.mkdir(parents=True, exist_ok=True)
+            tables[-1].attrs = {"key": key, "scores": scores[-1]}
+            with written_whole(finished) as path:
+                tables[-1].to_parquet(path, index=False)
+            checkpoint.unlink(missing_ok=True)
+    for table in tables:
+        table.attrs = {}
+    if main:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return pd.DataFrame(scores), pd.concat(tables, ignore_index=True)
 
 
@@ -87,6 +124,8 @@ def classify(
     fraction: float,
     seed: int,
     keep: Path | None = None,
+    checkpoint: Path | None = None,
+    key: str = "",
 ) -> Classified:
     """Train the method's classifier on a nested fraction of Train, then read Test once.
 
@@ -96,16 +135,25 @@ def classify(
         catalogue: Train and Dev are trained and selected on.
         fraction: in (0, 1], of Train; the same seed draws the same products for every method.
         keep: folder to save the classifier to, as a plain Hugging Face folder.
+        checkpoint: file for the state of a long training, which a killed call goes on from.
+        key: of what the training depends on; a state with another key is ignored.
     """
     train = train_subset(catalogue.part("train"), fraction, seed)
     kind = METHODS[method].classifier
     if kind == "tfidf":
         return _tfidf(train, catalogue)
-    return _finetune(encoder, train, catalogue, study, seed, keep)
+    return _finetune(encoder, train, catalogue, study, seed, keep, checkpoint, key)
 
 
 def _finetune(
-    encoder: str, train: pd.DataFrame, catalogue: Catalogue, study: Study, seed: int, keep: Path | None
+    encoder: str,
+    train: pd.DataFrame,
+    catalogue: Catalogue,
+    study: Study,
+    seed: int,
+    keep: Path | None,
+    path: Path | None,
+    key: str,
 ) -> Classified:
     """Cross-entropy on all weights with Adam (Chen & Chou, 2022, section 4)."""
     config, labels = study.finetune, catalogue.labels
@@ -123,24 +171,41 @@ def _finetune(
         model = AutoModelForSequenceClassification.from_pretrained(
             encoder, num_labels=len(labels), dtype=torch.float32, **names
         )
+    model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     epochs, steps = config.steps(len(train))
     schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    optimizer = accelerator.prepare(optimizer)
+    state = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    checkpoint = Checkpoint(path, study.runtime.checkpoint_minutes, key, accelerator, **state) if path else None
 
     tokens = tokenize(tokenizer, list(train.title), study.text.max_tokens)
     target = torch.tensor(pd.Index(labels).get_indexer(train.label))
     generator = torch.Generator().manual_seed(seed)
-    best = (-1.0, None)
-    for _ in range(epochs):
+    if accelerator.process_index:
+        torch.manual_seed(seed + 1000 * accelerator.process_index)  # rows elsewhere have a dropout of their own
+    at = (checkpoint.resume() if checkpoint else None) or {"epoch": 0, "batch": 0, "order": None, "best": (-1.0, None)}
+    best, loss = at["best"], torch.zeros(())
+    for epoch in range(at["epoch"], epochs):
         model.train()
-        for index in torch.randperm(len(train), generator=generator).split(config.batch_size):
+        if epoch == at["epoch"] and at["order"] is not None:
+            generator.set_state(at["order"])
+        order = generator.get_state()
+        batches = torch.randperm(len(train), generator=generator).split(config.batch_size)
+        for number, index in enumerate(batches):
+            if epoch == at["epoch"] and number < at["batch"]:
+                continue  # before the checkpoint
+            own = local_rows(index, accelerator)
+            rows = own if len(own) else index[:1]  # a process without a row goes along, at weight 0
             with accelerator.autocast():
-                loss = cross_entropy(logits(model, take(tokens, index, device)).float(), target[index].to(device))
-            accelerator.backward(loss)
+                loss = cross_entropy(logits(model, take(tokens, rows, device)).float(), target[rows].to(device))
+            accelerator.backward(loss * (len(own) / len(index)))
+            sum_gradients(model.parameters(), accelerator)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            if checkpoint and checkpoint.due():
+                checkpoint.save(epoch=epoch, batch=number + 1, order=order, best=best)
         if config.selection == "best_dev":
             accuracy = _dev_accuracy(model, tokenizer, catalogue, study, accelerator)
             if accuracy > best[0]:  # the earliest of equals
@@ -154,7 +219,8 @@ def _finetune(
     probability = predict(model, tokenizer, list(test.title), study, accelerator)
     if keep is not None:
         tokenizer.model_max_length = study.text.max_tokens
-        save_pretrained(accelerator.unwrap_model(model).cpu(), tokenizer, keep)
+        if accelerator.is_main_process:
+            save_pretrained(model.cpu(), tokenizer, keep)
     return Classified(_as_table(test, labels, probability), len(train), dev_accuracy)
 
 

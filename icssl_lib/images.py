@@ -4,15 +4,19 @@ Any image file is taken for hostile: only formats that Pillow decodes by itself,
 and whatever a decoder raises becomes an ImageError.
 """
 
+import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
@@ -27,7 +31,7 @@ FORMATS = (
     "TIFF",
     "MPO",
 )  # no EPS: Pillow would start Ghostscript for it
-CHUNK = 256  # pictures in memory at a time
+CHUNK = 256  # pictures decoded, written and journalled together
 
 Reason = Literal["missing", "corrupt", "too large", "outside the folder"]
 
@@ -37,7 +41,7 @@ class ImageError(ValueError):
 
     def __init__(self, reason: Reason, detail: object = "") -> None:
         super().__init__(f"picture {reason}: {detail}" if detail else f"picture {reason}")
-        self.reason = reason
+        self.reason, self.detail = reason, str(detail)
 
 
 @contextmanager
@@ -125,54 +129,125 @@ def write_store(
     read: Callable[[Any], bytes | Path | Image.Image],
     size: int,
     progress: bool = True,
+    source: str = "",
 ) -> tuple[np.ndarray, dict[int, ImageError]]:
-    """Decode pictures by a pool of threads (Pillow releases the GIL) into one .npy file, in order.
+    """Decode pictures by one thread per core (Pillow releases the GIL) into one .npy file, in order.
 
-    Memory is bounded by CHUNK pictures. The file is appended to rather than mapped: on a full disk a write
-    raises OSError, where a mapped page would kill the process.
+    Killed at any moment, the same call goes on after the last finished chunk and ends with the same bytes. Pixels go
+    to ``<path>.partial``, which becomes ``path`` when it is whole; ``<path>.journal`` tells what is done. The journal
+    stays, and with it the same call returns at once: delete it when the result is stored. A call with other
+    references, size, source or code starts over, and where a picture that failed is sound now, from its chunk on.
+
+    Memory is bounded by two chunks. The file is appended to rather than mapped: on a full disk a write raises
+    OSError, where a mapped page would kill the process.
 
     Args:
-        path: the .npy file; written under a temporary name until it is whole.
-        references: what ``read`` understands.
+        path: the .npy file; one of an earlier ingest is replaced.
+        references: what ``read`` understands; two calls are the same if their repr are (bytes: if they are equal).
         read: called from several threads; raises ImageError.
         size: side of the stored squares, in pixels.
+        source: what else tells two ``read`` apart, such as the folder that references are relative to.
 
     Returns:
         (N,) int64, the row of each reference in the file, -1 where it failed; each failure by its position.
     """
-    rows = np.full(len(references), -1)
-    errors: dict[int, ImageError] = {}
+    partial, journal = (path.with_name(path.name + suffix) for suffix in (".partial", ".journal"))
+    head = json.dumps({"store": _fingerprint(references, size, source)}) + "\n"
 
     def load(reference: Any) -> np.ndarray | ImageError:
         try:
             return decode(read(reference), size)
         except ImageError as error:
-            return error
+            return ImageError(error.reason, error.detail)  # anew: the traceback would hold the picture's bytes
 
-    def write_header(file: io.BufferedWriter, count: int) -> None:
+    def write_header(count: int) -> None:
+        file.seek(0)
         shape = (count, size, size, 3)
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
-    with (
-        written_whole(path) as partial,
-        partial.open("wb") as file,
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(references), desc="pictures", unit="", disable=not progress) as bar,
-    ):
-        write_header(file, 0)
-        count = 0
-        for start in range(0, len(references), CHUNK):
-            for position, pixels in enumerate(pool.map(load, references[start : start + CHUNK]), start):
-                if isinstance(pixels, ImageError):
-                    errors[position] = pixels
-                else:
-                    file.write(pixels.tobytes())
-                    rows[position] = count
-                    count += 1
-                bar.update()
-        file.seek(0)
-        write_header(file, count)  # NumPy pads the header so that the first axis can grow in place
-    return rows, errors
+    if path.exists():
+        os.replace(path, partial)
+    partial.touch()
+    held = partial.stat().st_size
+    with partial.open("r+b") as file:
+        write_header(0)
+        begin, picture = file.tell(), 3 * size * size
+        whole = (held - begin) // picture
+        done, errors = _resume(journal, head, whole, lambda i: isinstance(load(references[i]), ImageError))
+        file.seek(begin + picture * (done - len(errors)))
+        file.truncate()
+        with (
+            journal.open("a") as log,
+            ThreadPoolExecutor(_cores()) as pool,
+            tqdm(initial=done, total=len(references), desc="pictures", unit="", disable=not progress) as bar,
+        ):
+            chunks = (pool.map(load, references[i : i + CHUNK]) for i in range(done, len(references), CHUNK))
+            for chunk, _ in pairwise(chain(chunks, [None])):  # the next is being decoded while one is written
+                failed = {}
+                for position, pixels in enumerate(chunk, done):
+                    if isinstance(pixels, ImageError):
+                        failed[position] = pixels
+                    else:
+                        file.write(pixels.tobytes())
+                    bar.update()
+                file.flush()
+                os.fsync(file.fileno())  # before the journal says so, should the power fail
+                done = min(done + CHUNK, len(references))
+                errors.update(failed)
+                log.write(_journal_line(done, failed))
+                log.flush()
+        write_header(len(references) - len(errors))  # NumPy pads it, so that the count can grow in place
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sound = np.array([i not in errors for i in range(len(references))], dtype=bool)
+    return np.where(sound, np.cumsum(sound) - 1, -1), errors
+
+
+def _journal_line(done: int, failed: dict[int, ImageError]) -> str:
+    return json.dumps({"done": done, "failed": {i: (e.reason, e.detail) for i, e in failed.items()}}) + "\n"
+
+
+def _resume(journal: Path, head: str, held: int, fails: Callable[[int], bool]) -> tuple[int, dict[int, ImageError]]:
+    """How many references an earlier call is done with, and those that failed; the journal is cut to that.
+
+    Args:
+        head: the journal's first line; with another one nothing is done.
+        held: whole pictures in the partial store.
+        fails: whether the reference at a position fails still.
+    """
+    lines = journal.read_text(errors="replace").splitlines(keepends=True) if journal.exists() else []
+    done, errors, kept = 0, {}, [head]
+    for line in lines[1:] if lines[:1] == [head] else []:
+        try:
+            chunk = json.loads(line)
+        except ValueError:  # torn
+            break
+        failed = {int(i): ImageError(*why) for i, why in chunk["failed"].items()}
+        if chunk["done"] - len(errors) - len(failed) > held or not all(map(fails, failed)):
+            break
+        done = chunk["done"]
+        errors.update(failed)
+        kept.append(_journal_line(done, failed))
+    with written_whole(journal) as whole:
+        whole.write_text("".join(kept))
+    return done, errors
+
+
+def _fingerprint(references: Sequence[Any], size: int, source: str) -> str:
+    """Whatever the bytes of a store depend on, the code that reads and decodes included."""
+    digest = hashlib.sha256(f"{PIL.__version__} {size} {source}".encode())
+    folder = Path(__file__).parent
+    for code in (Path(__file__), *sorted((folder / "sources").glob("*.py"))):
+        digest.update(code.read_bytes())
+    for reference in references:
+        data = reference if isinstance(reference, bytes) else repr(reference).encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ImageStore:

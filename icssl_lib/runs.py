@@ -1,7 +1,8 @@
 """Running the study: a strict papermill, run records, the results table, and the command line.
 
-python -m icssl_lib.runs study config/quick.yaml [--cores N] [--out DIR]
-python -m icssl_lib.runs plan config/quick.yaml
+python -m icssl_lib.runs study config/quick.yaml [--cores N] [--out DIR] [--profile DIR]
+python -m icssl_lib.runs plan config/quick.yaml [--cores N] [--hardware NAME] [--no-measure] [--json FILE]
+python -m icssl_lib.runs fetch CONFIG [--dataset NAME] [--out DIR]
 python -m icssl_lib.runs execute NOTEBOOK OUTPUT name=value ...
 python -m icssl_lib.runs collect CONFIG OUT
 """
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -178,6 +180,26 @@ def collect(study: Study, out: Path) -> pd.DataFrame:
     return results
 
 
+def fetch_datasets(study: Study, out: Path, only: str | None = None) -> None:
+    """Fetch metadata and pictures of the datasets that have some; what came is counted in fetched.json of each.
+
+    Raises: ConfigError: no such dataset. FetchError, CatalogueError: see icssl_lib.fetch.
+    """
+    from icssl_lib.fetch import fetch
+
+    remote = [name for name, source in study.datasets.items() if source.source == "amazon"]
+    if only is not None and only not in remote:
+        raise ConfigError(f"datasets: no dataset '{only}' that is fetched; {nearest(only, remote)}")
+    for name in remote if only is None else [only]:
+        counted = json.dumps(fetch(name, study.datasets[name]), indent=1) + "\n"
+        path = out / "catalogues" / name / "fetched.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != counted:  # else the catalogue would run again
+            with written_whole(path) as part:
+                part.write_text(counted, encoding="utf-8")
+        print(f"{name}: {counted}", end="")
+
+
 # --- the DAG ---
 
 
@@ -266,38 +288,27 @@ def watch_memory(stop: threading.Event) -> dict[str, float]:
     return peak
 
 
-def show_plan(config: Path, out: Path) -> int:
-    """Print what a study costs, in optimiser steps, and the jobs that are left to run; 0 when the DAG is sound."""
+def show_plan(config: Path, out: Path, cores: int, hardware: str | None, measured: bool, saved: Path | None) -> None:
+    """Print what a study costs (icssl_lib.plan) and how many jobs are left to run; ``saved``: a JSON file for it.
+
+    Raises: ConfigError, PlanError, CatalogueError; RunError: the DAG is not sound.
+    """
+    from icssl_lib import plan as planning  # imports torch
+
     study = load_config(config)
     check_methods(study)
     check_tables(study)
-    print(plan(study, out).to_string(index=False), end="\n\n")
+    cost = planning.plan(study, out, cores, hardware, measured)
+    print(planning.show(cost))
+    if saved is not None:
+        planning.save(cost, saved)
     out.mkdir(parents=True, exist_ok=True)
-    return subprocess.call(snakemake(config, out, "--dry-run", "--quiet", "rules"))
-
-
-def plan(study: Study, out: Path) -> pd.DataFrame:
-    """The cost of training, before anything runs: dataset, stage, method, jobs, steps (of one job), reads (per step).
-
-    Steps of a table's catalogue are known once notebook 01 has ingested it; before that they are missing.
-    """
-    rows = []
-    for dataset, source in study.datasets.items():
-        n = getattr(source, "products", None)
-        if (out / "catalogues" / dataset / "catalogue.json").is_file():
-            n = len(pd.read_parquet(out / "catalogues" / dataset / "products.parquet", columns=["id"]))
-        for method in study.methods:
-            entry, size = METHODS[method], study.adapt.batch_size
-            reads = f"{size} titles twice" if entry.pictures == "none" else f"{size} titles and pictures"
-            steps = n and study.adapt.epochs * (n // 2 // size)
-            if entry.adapts:
-                rows.append((dataset, "adapt", method, len(study.seeds), steps, reads))
-            if entry.classifier == "finetune":
-                steps = n and sum(study.finetune.steps(round(0.3 * n * f))[1] for f in study.finetune.fractions)
-                reads = f"{study.finetune.batch_size} titles"
-                rows.append((dataset, "finetune", method, len(study.seeds), steps, reads))
-    table = pd.DataFrame(rows, columns=["dataset", "stage", "method", "jobs", "steps", "reads"])
-    return table.astype({"steps": "Int64"})
+    command = snakemake(config, out, "--dry-run", "--quiet", "rules")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RunError(f"the DAG is not sound: {(done.stdout + done.stderr).strip()}")
+    left = re.search(r"^total +(\d+)", done.stdout + done.stderr, re.MULTILINE)
+    print(f"{left[1] if left else 'No'} jobs are left to run in {out}")
 
 
 def may_fork(device: str) -> bool:
@@ -306,23 +317,44 @@ def may_fork(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not has_gpu)
 
 
-def run_study(config: Path, out: Path, cores: int) -> None:
+def all_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_study(config: Path, out: Path, cores: int | None, profile: Path | None = None) -> None:
     """Run or finish the study of a configuration; print Table 2 and where everything lies.
+
+    Args:
+        cores: at most so many jobs at a time; None: one per core of this machine, or as the profile says.
+        profile: folder of a Snakemake profile whose executor runs the jobs elsewhere. They are then no forks of a warm
+            server and do not watch this process, which is on another machine; Snakemake does, and cancels them.
 
     Raises: ConfigError, RunError.
     """
     study = load_config(config)
     check_methods(study)
     check_tables(study)
+    if profile is None:
+        cores = cores or all_cores()
+    elif not any(profile.glob("config*.yaml")):
+        known = [str(p.parent) for p in sorted((ROOT / "profiles").glob("*/config*.yaml"))]
+        raise ConfigError(f"--profile: {profile} is no folder with a Snakemake profile; there are {', '.join(known)}")
     started, stop = time.perf_counter(), threading.Event()
     with locked(out), (out / "study.log").open("a", buffering=1) as log:
         peak = watch_memory(stop)
         environment = MALLOC | os.environ | {
-            warm.STUDY: str(os.getpid()), "OMP_NUM_THREADS": str(study.runtime.threads),
-            "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": str(study.runtime.threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
-        command = snakemake(config, out, "--cores", str(cores))
-        with warm.serving(environment) if may_fork(study.runtime.device) else contextlib.nullcontext():
+        command = snakemake(config, out, *(("--cores", str(cores)) if cores else ()))
+        if profile is None:
+            environment[warm.STUDY] = str(os.getpid())
+        else:
+            command += ["--profile", str(profile.resolve())]
+            if setpriv := shutil.which("setpriv"):  # Linux: when this process is killed, Snakemake cancels its jobs
+                command = [setpriv, "--pdeathsig", "INT", *command]
+        here = profile is None and may_fork(study.runtime.device)
+        with warm.serving(environment) if here else contextlib.nullcontext():
             streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
             process = subprocess.Popen(command, env=environment, text=True, **streams)
             jobs, failures = follow(process.stdout, log, study.study)
@@ -332,9 +364,8 @@ def run_study(config: Path, out: Path, cores: int) -> None:
             for path in failures:
                 lines = (out / path).read_text(errors="replace").splitlines() if (out / path).is_file() else []
                 print(f"{path}: " + " ".join(lines[-1:]), file=sys.stderr)
-            raise RunError(
-                f"{len(failures)} jobs failed; the whole log is {out / 'study.log'}. Mended, the same command goes on"
-            )
+            logs = f"the whole log is {out / 'study.log'}" + (f", the jobs' are in {out}/.snakemake" if profile else "")
+            raise RunError(f"{len(failures)} jobs failed; {logs}. Mended, the same command goes on")
     wall = {
         "seconds": round(time.perf_counter() - started, 1),
         "jobs": jobs,
@@ -342,6 +373,9 @@ def run_study(config: Path, out: Path, cores: int) -> None:
         "peak_memory_gb": round(peak["gb"], 2),
         "machine": json.loads(next((out / "records").rglob("*.json")).read_text())["machine"],
     }
+    if profile is not None:  # a queue's time says nothing of a machine
+        wall["where"] = f"through {profile}"
+        return print_summary(study, out, wall)
     kept = out / "wall.json"  # of the call that ran the most jobs: one that only finished the rest says little
     if not kept.is_file() or json.loads(kept.read_text())["jobs"] <= jobs:
         with written_whole(kept) as part:
@@ -354,8 +388,8 @@ def print_summary(study: Study, out: Path, wall: dict[str, float]) -> None:
     from icssl_lib.metrics import format_table2
 
     print(f"\n{format_table2(pd.read_csv(out / 'results.csv'))}\n")
-    minutes, memory = wall["seconds"] / 60, wall["peak_memory_gb"]
-    print(f"Done in {minutes:.1f} minutes on {wall['cores']} cores, at most {memory:.1f} GB. In {out}:")
+    where = wall.get("where") or f"on {wall['cores']} cores, at most {wall['peak_memory_gb']:.1f} GB"
+    print(f"Done in {wall['seconds'] / 60:.1f} minutes {where}. In {out}:")
     for name, what in (
         ("report/index.html", "the report: open it in a browser"),
         ("results.csv", "every number, one row per data set, method, fraction and seed"),
@@ -374,11 +408,17 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name)
         command.add_argument("config", type=Path)
         command.add_argument("--out", type=Path, help="default: runs/<study>")
-        command.add_argument(
-            "--cores",
-            type=int,
-            default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        )
+        command.add_argument("--cores", type=int, help="jobs at a time; default: one per core")
+        if name == "study":
+            command.add_argument("--profile", type=Path, help="a Snakemake profile, such as profiles/slurm")
+        if name == "plan":
+            command.add_argument("--hardware", help="h100, a100, ...: hours by its data sheet, on --cores of them")
+            command.add_argument("--no-measure", action="store_true", help="spare 30 s; no hours for this machine")
+            command.add_argument("--json", type=Path, metavar="FILE", help="save it")
+    command = commands.add_parser("fetch")
+    command.add_argument("config", type=Path)
+    command.add_argument("--dataset", help="default: all that are fetched (source: amazon)")
+    command.add_argument("--out", type=Path, help="default: runs/<study>")
     command = commands.add_parser("execute")
     command.add_argument("notebook", type=Path)
     command.add_argument("output", type=Path)
@@ -405,15 +445,18 @@ def main(argv: list[str] | None = None) -> int:
             build(load_config(options.config), options.out)
         else:
             out = options.out or Path("runs") / load_config(options.config).study
-            if options.command == "study":
-                run_study(options.config, out, options.cores)
+            if options.command == "fetch":
+                fetch_datasets(load_config(options.config), out, options.dataset)
+            elif options.command == "study":
+                run_study(options.config, out, options.cores, options.profile)
             elif options.command == "publish":
                 from icssl_lib.publish import publish
 
                 for path in publish(load_config(options.config).study, out, ROOT):
                     print(f"filled {path.relative_to(ROOT)}")
             else:
-                return show_plan(options.config, out)
+                cores = options.cores or (1 if options.hardware else all_cores())
+                show_plan(options.config, out, cores, options.hardware, not options.no_measure, options.json)
     except (RunError, ValueError, OSError) as error:  # ConfigError, CatalogueError, ModelError: ValueErrors
         print(f"error: {error}", file=sys.stderr)
         return 1

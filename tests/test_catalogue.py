@@ -4,6 +4,7 @@ import os
 import resource
 import string
 from collections import Counter
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -367,6 +368,7 @@ def test_an_ingest_that_is_interrupted_leaves_nothing_that_looks_complete(tmp_pa
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
+    undisturbed = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     for step in ("write_store", "split", "_check_classes", "split_hash"):
         with monkeypatch.context() as patch:
             patch.setattr(f"icssl_lib.catalogue.{step}", interrupt)
@@ -374,7 +376,9 @@ def test_an_ingest_that_is_interrupted_leaves_nothing_that_looks_complete(tmp_pa
                 run(tmp_path, frame)
         with pytest.raises(CatalogueError, match="no complete catalogue"):
             open_catalogue(tmp_path / "out")
-    assert len(run(tmp_path, frame).images) == 40
+    monkeypatch.setattr("icssl_lib.images.decode", None)  # all pictures are decoded, only what comes after is left
+    run(tmp_path, frame)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == undisturbed
 
 
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
@@ -386,6 +390,9 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
             ingest("shop", source, 64, 0, tmp_path / "out", progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert os.listdir(tmp_path / "out") == []
+    assert not {"images.npy", "catalogue.json"} & set(os.listdir(tmp_path / "out"))
+    with monkeypatch.context() as patch:  # room for all but the one picture that is written already
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=39 * 64 * 64 * 3))
+        assert len(ingest("shop", source, 64, 0, tmp_path / "out", progress=False).images) == 40
     with pytest.raises(CatalogueError, match=r"40 pictures of 50000000 x 50000000 need .* GB are free"):
         ingest("shop", source, 50_000_000, 0, tmp_path / "out", progress=False)

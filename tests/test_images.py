@@ -1,7 +1,12 @@
 import io
 import os
 import pickle
+import signal
 import struct
+import subprocess
+import sys
+import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -201,13 +206,23 @@ def test_missing_files(tmp_path):
         assert caught.value.reason == "missing"
 
 
-def stored(path, n=5, size=8, fail=()):
+def stored(path, n=5, size=8, fail=(), interrupt=None, seen=None, **options):
+    """A store of n plain pictures; ``seen`` gathers what was read, ``interrupt`` is the picture that is never read."""
+
     def read(i):
+        if i == interrupt:
+            raise KeyboardInterrupt
+        if seen is not None:
+            seen.append(i)
         if i in fail:
-            raise ImageError("corrupt")
+            raise ImageError("corrupt", f"number {i}")
         return solid("RGB", (i, 0, 0))
 
-    return write_store(path, range(n), read, size, progress=False)
+    return write_store(path, range(n), read, size, progress=False, **options)
+
+
+def said(rows, errors):
+    return rows.tolist(), {i: (error.reason, str(error)) for i, error in errors.items()}
 
 
 def test_store_holds_each_picture_in_order_without_the_failed(tmp_path, monkeypatch):
@@ -224,7 +239,7 @@ def test_store_holds_each_picture_in_order_without_the_failed(tmp_path, monkeypa
     assert store[[7]][0, 0, 0, 0] == 9
     plain = np.load(tmp_path / "images.npy")  # any NumPy reads it
     assert plain.shape == (8, 8, 8, 3)
-    assert os.listdir(tmp_path) == ["images.npy"]
+    assert sorted(os.listdir(tmp_path)) == ["images.npy", "images.npy.journal"]
 
 
 def test_store_refuses_rows_that_are_no_pictures(tmp_path):
@@ -257,12 +272,122 @@ def test_store_that_is_not_whole(tmp_path):
         ImageStore(path)
 
 
-def test_an_interrupted_store_leaves_nothing(tmp_path):
-    def read(i):
-        if i == 300:
-            raise KeyboardInterrupt
-        return solid("RGB", RED)
+# --- going on after a kill; chunks of 4, of 11 pictures 0, 4 and 10 fail
 
+BROKEN = (0, 4, 10)
+
+
+@pytest.fixture
+def undisturbed(tmp_path, monkeypatch):
+    """The store's bytes, and its rows and errors."""
+    monkeypatch.setattr(images, "CHUNK", 4)
+    (tmp_path / "undisturbed").mkdir()
+    result = stored(tmp_path / "undisturbed" / "images.npy", n=11, fail=BROKEN)
+    return (tmp_path / "undisturbed" / "images.npy").read_bytes(), said(*result)
+
+
+@pytest.mark.parametrize("at", range(11))
+def test_an_interrupted_store_goes_on_after_its_last_whole_chunk(at, tmp_path, undisturbed):
+    path, seen = tmp_path / "images.npy", []
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "images.npy", range(400), read, 8, progress=False)
-    assert os.listdir(tmp_path) == []
+        stored(path, n=11, fail=BROKEN, interrupt=at)
+    assert not path.exists()
+    result = stored(path, n=11, fail=BROKEN, seen=seen)
+    assert (path.read_bytes(), said(*result)) == undisturbed
+    done = at // 4 * 4
+    assert sorted(seen) == [i for i in BROKEN if i < done] + list(range(done, 11))  # what failed is tried again
+    seen.clear()
+    assert said(*stored(path, n=11, fail=BROKEN, seen=seen)) == undisturbed[1]  # its result was not stored yet
+    assert sorted(seen) == list(BROKEN)
+    assert path.read_bytes() == undisturbed[0]
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from PIL import Image
+from icssl_lib import images
+
+def read(i):
+    time.sleep(0.02)
+    if i in (0, 4, 10):
+        raise images.ImageError("corrupt", f"number {i}")
+    return Image.new("RGB", (40, 40), (i, 0, 0))
+
+images.CHUNK, images._cores = 4, lambda: 1
+images.write_store(Path(sys.argv[1]), range(11), read, 8, progress=False)
+"""
+
+
+def test_kill_9_in_the_midst_of_it(tmp_path, undisturbed):
+    path = tmp_path / "images.npy"
+    for chunks in (0, 1, 2):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, path])
+        journal, until = path.with_name("images.npy.journal"), time.monotonic() + 30
+        while (not journal.exists() or len(journal.read_bytes().splitlines()) <= chunks) and time.monotonic() < until:
+            time.sleep(0.002)
+        time.sleep(0.01)  # into the next chunk
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+        assert not path.exists()
+    seen = []
+    result = stored(path, n=11, fail=BROKEN, seen=seen)
+    assert (path.read_bytes(), said(*result)) == undisturbed
+    assert 1 not in seen  # the first chunk was kept
+
+
+def test_what_a_power_cut_tore_is_made_anew(tmp_path, undisturbed):
+    path, journal, partial = (tmp_path / f"images.npy{suffix}" for suffix in ("", ".journal", ".partial"))
+    with pytest.raises(KeyboardInterrupt):
+        stored(path, n=11, fail=BROKEN, interrupt=9)
+    log, pixels = journal.read_bytes(), partial.read_bytes()
+    torn_logs = [log[:cut] for cut in range(0, len(log), 9)] + [log[:-9] + b"\0" * 9, log + b"\0" * 9, b"\xff" + log]
+    torn_stores = [pixels[:cut] for cut in range(0, len(pixels), 150)] + [pixels + b"more"]
+    for torn in [(torn, pixels) for torn in torn_logs] + [(log, torn) for torn in torn_stores]:
+        path.unlink(missing_ok=True)
+        journal.write_bytes(torn[0])
+        partial.write_bytes(torn[1])
+        assert said(*stored(path, n=11, fail=BROKEN)) == undisturbed[1]
+        assert path.read_bytes() == undisturbed[0]
+
+
+@pytest.mark.parametrize("change", [{"n": 12}, {"n": 3}, {"size": 9}, {"source": "another folder"}, {}], ids=str)
+def test_another_store_starts_over(change, tmp_path, undisturbed, monkeypatch):
+    path, seen = tmp_path / "images.npy", []
+    with pytest.raises(KeyboardInterrupt):
+        stored(path, n=11, fail=BROKEN, interrupt=9)
+    if not change:
+        monkeypatch.setattr(images.PIL, "__version__", "another")
+    result = stored(path, **{"n": 11, "fail": BROKEN, "seen": seen, **change})
+    assert sorted(seen) == list(range(change.get("n", 11)))
+    (tmp_path / "fresh").mkdir()
+    fresh = stored(tmp_path / "fresh" / "images.npy", **{"n": 11, "fail": BROKEN, **change})
+    assert said(*result) == said(*fresh)
+    assert path.read_bytes() == (tmp_path / "fresh" / "images.npy").read_bytes()
+
+
+def test_a_picture_that_came_in_the_meantime_is_taken(tmp_path, undisturbed):
+    path, seen = tmp_path / "images.npy", []
+    with pytest.raises(KeyboardInterrupt):
+        stored(path, n=11, fail=(0, 4, 6, 10), interrupt=9)
+    result = stored(path, n=11, fail=BROKEN, seen=seen)
+    assert (path.read_bytes(), said(*result)) == undisturbed
+    assert 1 not in seen  # of a chunk in which all is as it was
+    assert 5 in seen
+
+
+def test_memory_holds_two_chunks_and_no_failed_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "CHUNK", 16)
+    monkeypatch.setattr(os, "fsync", lambda file: time.sleep(0.02))  # a slow disk: decoding is ahead of it
+    chunk = 16 * 128 * 128 * 3
+
+    def read(i):  # every other one is a page of 100 kB instead of a picture
+        return b"<html>" + bytes(100_000) if i % 2 else solid("RGB", RED)
+
+    tracemalloc.start()
+    _, errors = write_store(tmp_path / "images.npy", range(600), read, 128, progress=False)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(errors) == 300
+    assert peak < 2 * chunk + 5e6  # all pictures decoded: 15 MB; all the pages: 30 MB
+    assert held < 1e6
