@@ -16,12 +16,19 @@ NOTEBOOKS = ROOT / "notebooks"
 OUT = Path.cwd()
 RUN = f"'{sys.executable}' -m icssl_lib.warm run"
 EXECUTE = f"{RUN} execute '{NOTEBOOKS}/{{params.notebook}}.ipynb' '{{output.notebook}}' 'config={STUDY_FILE}' 'out={OUT}'"
+PIECE = "dataset={wildcards.dataset} method={wildcards.method} seed={wildcards.seed}"
+TRAIN = f"{EXECUTE} {PIECE} --gpus {{resources.gpu}}"
 ADAPTED = [m for m in STUDY.methods if METHODS[m].adapts]
 PRETRAINED = [t for t, name in (("text", STUDY.text.model), ("vision", STUDY.vision.model)) if name == "pretrained"]
-DEVICES = {  # of a job that trains; without a profile nothing limits them
-    "gpu": 0 if STUDY.runtime.device == "cpu" else STUDY.runtime.processes,
-    "cpus_per_task": STUDY.runtime.processes * STUDY.runtime.threads,
-}
+
+
+def gpus(wildcards):
+    trains = METHODS[wildcards.method].classifier != "tfidf" and STUDY.runtime.device != "cpu"
+    return STUDY.runtime.processes if trains else 0
+
+
+def cpus(wildcards):
+    return STUDY.runtime.processes * STUDY.runtime.threads
 
 
 def source_files(wildcards):
@@ -112,9 +119,10 @@ rule adapt:
         digest=digest(STUDY.text, STUDY.vision, STUDY.adapt, STUDY.runtime),
     priority: lambda w: 80 if METHODS[w.method].pictures != "none" else 70
     resources:
-        **DEVICES,
+        gpu=gpus,
+        cpus_per_task=cpus,
     log: "logs/02_adapt-{dataset}-{method}-seed{seed}.log",
-    shell: f"{EXECUTE} dataset={{wildcards.dataset}} method={{wildcards.method}} seed={{wildcards.seed}} > {{log}} 2>&1"
+    shell: f"{TRAIN} > {{log}} 2>&1"
 
 
 rule finetune:
@@ -130,9 +138,10 @@ rule finetune:
         digest=digest(STUDY.text, STUDY.finetune, STUDY.runtime),
     priority: lambda w: 60 - STUDY.seeds.index(int(w.seed)) / 100  # a whole seed first, then the next
     resources:
-        **DEVICES,
+        gpu=gpus,
+        cpus_per_task=cpus,
     log: "logs/03_finetune-{dataset}-{method}-seed{seed}.log",
-    shell: f"{EXECUTE} dataset={{wildcards.dataset}} method={{wildcards.method}} seed={{wildcards.seed}} > {{log}} 2>&1"
+    shell: f"{TRAIN} > {{log}} 2>&1"
 
 
 rule results:

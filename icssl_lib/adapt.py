@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from icssl_lib.encoders import (
 )
 from icssl_lib.methods import METHODS
 from icssl_lib.runs import digest, piece
-from icssl_lib.scale import Checkpoint, WholeBatch, in_processes, local_rows
+from icssl_lib.scale import START, Checkpoint, WholeBatch, batches_left, in_processes, local_rows
 
 
 class Towers(nn.Module):
@@ -171,7 +172,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         torch.manual_seed(seed + 1000 * accelerator.process_index)  # rows elsewhere have a dropout of their own
     tokens = tokenize(tokenizer, list(pairs.title), study.text.max_tokens)
     rows, groups = pairs.image_row.to_numpy(), torch.tensor(pairs.group.to_numpy())
-    at = checkpoint.resume() or {"epoch": 0, "batch": 0, "order": None, "history": [], "alike": 0, "seconds": 0.0}
+    at = checkpoint.resume() or START | {"history": [], "alike": 0, "seconds": 0.0}
     history, alike, started = at["history"], at["alike"], time.perf_counter() - at["seconds"]
     bar = tqdm(
         total=steps,
@@ -182,12 +183,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
     )
     for epoch in range(at["epoch"], config.epochs):
         towers.train()
-        if epoch == at["epoch"] and at["order"] is not None:
-            generator.set_state(at["order"])
-        order = generator.get_state()
-        for number, index in enumerate(epoch_batches(len(pairs), batch_size, generator)):
-            if epoch == at["epoch"] and number < at["batch"]:
-                continue  # before the checkpoint
+        for position, index in batches_left(at, epoch, generator, partial(epoch_batches, len(pairs), batch_size)):
             if config.mask_duplicates and (groups[index] == groups[index[0]]).all():
                 alike += 1  # the same title throughout: nobody has a negative
                 bar.update()
@@ -210,10 +206,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
             history.append((len(history), epoch, loss.item(), time.perf_counter() - started))
             bar.update()
             if checkpoint.due():
-                seconds = time.perf_counter() - started
-                checkpoint.save(
-                    epoch=epoch, batch=number + 1, order=order, history=history, alike=alike, seconds=seconds
-                )
+                checkpoint.save(**position, history=history, alike=alike, seconds=time.perf_counter() - started)
         bar.set_postfix(loss=f"{np.mean([h[2] for h in history if h[1] == epoch] or np.nan):.3f}")
     bar.close()
     if alike:

@@ -183,7 +183,8 @@ class RuntimeConfig(Strict):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["no", "bf16", "fp16"] = "no"
     processes: PositiveInt = 1  # of one stage, each with a device of its own; a batch is shared out among them
-    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10  # between two states that a killed stage goes on from
+    # Between two states that a killed stage goes on from. No part of what a result is, so left out of ``model_dump``.
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(10, exclude=True)
     threads: PositiveInt = 1  # per job on a CPU; fixed, since sums depend on it
 
 

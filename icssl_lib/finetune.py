@@ -23,7 +23,7 @@ from icssl_lib.images import written_whole
 from icssl_lib.methods import METHODS
 from icssl_lib.metrics import scores as metrics_of
 from icssl_lib.runs import digest, piece
-from icssl_lib.scale import Checkpoint, in_processes, local_rows, sum_gradients
+from icssl_lib.scale import START, Checkpoint, batches_left, in_processes, local_rows, sum_gradients
 
 
 @dataclass
@@ -184,17 +184,15 @@ def _finetune(
     generator = torch.Generator().manual_seed(seed)
     if accelerator.process_index:
         torch.manual_seed(seed + 1000 * accelerator.process_index)  # rows elsewhere have a dropout of their own
-    at = (checkpoint.resume() if checkpoint else None) or {"epoch": 0, "batch": 0, "order": None, "best": (-1.0, None)}
+    at = (checkpoint.resume() if checkpoint else None) or START | {"best": (-1.0, None)}
     best, loss = at["best"], torch.zeros(())
+
+    def shuffled(generator: torch.Generator) -> tuple[Tensor, ...]:
+        return torch.randperm(len(train), generator=generator).split(config.batch_size)
+
     for epoch in range(at["epoch"], epochs):
         model.train()
-        if epoch == at["epoch"] and at["order"] is not None:
-            generator.set_state(at["order"])
-        order = generator.get_state()
-        batches = torch.randperm(len(train), generator=generator).split(config.batch_size)
-        for number, index in enumerate(batches):
-            if epoch == at["epoch"] and number < at["batch"]:
-                continue  # before the checkpoint
+        for position, index in batches_left(at, epoch, generator, shuffled):
             own = local_rows(index, accelerator)
             rows = own if len(own) else index[:1]  # a process without a row goes along, at weight 0
             with accelerator.autocast():
@@ -205,7 +203,7 @@ def _finetune(
             schedule.step()
             optimizer.zero_grad()
             if checkpoint and checkpoint.due():
-                checkpoint.save(epoch=epoch, batch=number + 1, order=order, best=best)
+                checkpoint.save(**position, best=best)
         if config.selection == "best_dev":
             accuracy = _dev_accuracy(model, tokenizer, catalogue, study, accelerator)
             if accuracy > best[0]:  # the earliest of equals

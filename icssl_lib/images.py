@@ -178,7 +178,7 @@ def write_store(
         file.truncate()
         with (
             journal.open("a") as log,
-            ThreadPoolExecutor(_cores()) as pool,
+            ThreadPoolExecutor(all_cores()) as pool,
             tqdm(initial=done, total=len(references), desc="pictures", unit="", disable=not progress) as bar,
         ):
             chunks = (pool.map(load, references[i : i + CHUNK]) for i in range(done, len(references), CHUNK))
@@ -246,7 +246,8 @@ def _fingerprint(references: Sequence[Any], size: int, source: str) -> str:
     return digest.hexdigest()
 
 
-def _cores() -> int:
+def all_cores() -> int:
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from icssl_lib.config import Study, nearest
 from icssl_lib.images import decode, written_whole
 from icssl_lib.methods import METHODS
 from icssl_lib.paper import TABLE1
+from icssl_lib.pretrain import VISION_MODEL, text_shape, vision_shape
 from icssl_lib.runs import may_fork
 
 # Dense peak in TFLOP/s, (16 bit, float32), and memory in GB, of NVIDIA's data sheets: H100 SXM5 80 GB, H200 SXM 141 GB,
@@ -189,17 +190,12 @@ def text_config(study: Study):
 
     Raises: PlanError: neither a folder, nor built in, nor to be had from the hub.
     """
-    from transformers import AutoConfig, BertConfig, ModernBertConfig
+    from transformers import AutoConfig, BertConfig
 
-    model, tiny = study.text.model, study.pretrain
-    if model == "pretrained":  # as pretrain.pretrain_text makes it
-        return ModernBertConfig(
-            vocab_size=tiny.vocab_size, hidden_size=tiny.hidden_size, num_hidden_layers=tiny.layers,
-            num_attention_heads=tiny.heads, intermediate_size=2 * tiny.hidden_size, max_position_embeddings=128,
-            global_attn_every_n_layers=1, embedding_dropout=0.1, attention_dropout=0.1, mlp_dropout=0.1,
-            classifier_pooling="mean", pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=None,
-            eos_token_id=None,
-        )  # fmt: skip
+    model = study.text.model
+    if model == "pretrained":
+        vocabulary = study.pretrain.vocab_size
+        return text_shape(study.pretrain, vocabulary, pad_token_id=0, cls_token_id=2, sep_token_id=3)
     if model.rpartition("/")[2] == "bert-base-uncased" and not Path(model).is_dir():
         return BertConfig()  # its defaults are this model
     try:
@@ -219,16 +215,14 @@ def make_backbone(study: Study, tower: str) -> nn.Module:
         return AutoModel.from_config(text_config(study), attn_implementation="eager")
     import timm
 
-    tiny, vision, options = study.pretrain, study.vision, {"num_classes": 0, "pretrained": False}
-    name = vision.model
-    if name == "pretrained":  # as pretrain.pretrain_vision makes it
-        size = tiny.vision_size
-        options |= {"embed_dim": size, "depth": tiny.vision_layers, "num_heads": size // 32}
-        name = "vit_tiny_patch16_224"
+    options = {"num_classes": 0, "pretrained": False}
+    name, size = study.vision.model, study.vision.image_size
+    if name == "pretrained":
+        return timm.create_model(VISION_MODEL, **options, **vision_shape(study.pretrain, size))
     if ":" not in name and not timm.is_model(name):
         raise PlanError(f"vision.model: timm has no '{name}'; {nearest(name, timm.list_models())}")
     try:
-        return timm.create_model(name, img_size=vision.image_size, **options)
+        return timm.create_model(name, img_size=size, **options)
     except TypeError:  # a convolutional network takes any size, and no img_size
         return timm.create_model(name, **options)
 
@@ -595,7 +589,7 @@ def measure(study: Study, data: dict[str, Data], jobs: list[Job], cores: int, to
         for kind in set(rows) & set(per_row):
             rows[kind] = min(rows[kind], max(4, int(each * CORE * study.runtime.threads / 2 / per_row[kind])))
     middle = sorted(data.values(), key=lambda d: d.longest)[len(data) // 2]
-    task = (study, _bare(middle), kinds, rows, each)
+    task = (study, replace(middle, sample=None), kinds, rows, each)  # a process cannot be sent a closure
     if on_cpu:
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -637,11 +631,6 @@ def time_pictures(study: Study, data: dict[str, Data], seconds: float = 1.0) -> 
             if time.perf_counter() - began > seconds / len(data):
                 break
     return statistics.mean(times) if times else PICTURE
-
-
-def _bare(data: Data) -> Data:
-    """Without what another process cannot take."""
-    return Data(**(data.__dict__ | {"sample": None}))
 
 
 def wall(jobs: list[Job], seconds: list[float], devices: int) -> float:

@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from icssl_lib.config import Study
+from icssl_lib.config import PretrainConfig, Study
 from icssl_lib.encoders import save_pretrained, take, tokenize
 from icssl_lib.sources import synthetic
 
@@ -32,15 +32,47 @@ def train_tokenizer(titles: list[str], vocab_size: int):
     return BertTokenizerFast(tokenizer_object=wordpiece._tokenizer)
 
 
-def pretrain_text(study: Study, folder: Path, progress: bool = True) -> pd.DataFrame:
-    """A tiny ModernBERT by masked language modelling (Devlin et al., 2019: 15% of the tokens) on generic titles.
+def text_shape(config: PretrainConfig, vocab_size: int, **special: int):
+    """The tiny text encoder, a ModernBertConfig. special: pad_token_id, cls_token_id, sep_token_id.
 
     ModernBERT (Warner et al., 2024) because transformers' own classifier for it can pool by the mean. BERT's reads
     the first token, which masked language modelling alone leaves untrained (BERT's next-sentence task trained it).
+    """
+    from transformers import ModernBertConfig
+
+    return ModernBertConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=2 * config.hidden_size,  # gated: as wide as BERT's 4
+        max_position_embeddings=128,
+        global_attn_every_n_layers=1,
+        embedding_dropout=0.1,  # its defaults are 0; SimCSE lives on dropout
+        attention_dropout=0.1,
+        mlp_dropout=0.1,
+        classifier_pooling="mean",
+        **special,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+VISION_MODEL = "vit_tiny_patch16_224"
+
+
+def vision_shape(config: PretrainConfig, image_size: int) -> dict[str, int]:
+    """The tiny vision encoder: what VISION_MODEL is given beside its name."""
+    size = config.vision_size
+    return {"embed_dim": size, "depth": config.vision_layers, "num_heads": size // 32, "img_size": image_size}
+
+
+def pretrain_text(study: Study, folder: Path, progress: bool = True) -> pd.DataFrame:
+    """A tiny ModernBERT by masked language modelling (Devlin et al., 2019: 15% of the tokens) on generic titles.
 
     Writes a Hugging Face folder. Returns: step, loss.
     """
-    from transformers import DataCollatorForLanguageModeling, ModernBertConfig, ModernBertForMaskedLM
+    from transformers import DataCollatorForLanguageModeling, ModernBertForMaskedLM
 
     config = study.pretrain
     set_seed(config.seed)
@@ -48,24 +80,7 @@ def pretrain_text(study: Study, folder: Path, progress: bool = True) -> pd.DataF
     titles = synthetic.generic_titles(config.titles, config.seed)
     tokenizer = train_tokenizer(titles, config.vocab_size)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
-    model = ModernBertForMaskedLM(
-        ModernBertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=2 * config.hidden_size,  # gated: as wide as BERT's 4
-            max_position_embeddings=128,
-            global_attn_every_n_layers=1,
-            embedding_dropout=0.1,  # its defaults are 0; SimCSE lives on dropout
-            attention_dropout=0.1,
-            mlp_dropout=0.1,
-            classifier_pooling="mean",
-            **special,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
+    model = ModernBertForMaskedLM(text_shape(config, len(tokenizer), **special))
     tokens = tokenize(tokenizer, titles, study.text.max_tokens)
     mask = DataCollatorForLanguageModeling(tokenizer)
     optimizer, schedule, steps = _optimizer(model, config.text_lr, config.text_epochs, len(titles), config.batch_size)
@@ -101,14 +116,8 @@ def pretrain_vision(study: Study, folder: Path, progress: bool = True) -> pd.Dat
     set_seed(config.seed)
     torch.set_num_threads(study.runtime.threads)
     pictures, labels = synthetic.generic_pictures(config.pictures, config.seed, study.vision.image_size)
-    shape = {
-        "embed_dim": config.vision_size,
-        "depth": config.vision_layers,
-        "num_heads": config.vision_size // 32,
-    }
-    model = timm.create_model(
-        "vit_tiny_patch16_224", img_size=study.vision.image_size, num_classes=int(labels.max()) + 1, **shape
-    )
+    shape = vision_shape(config, study.vision.image_size)
+    model = timm.create_model(VISION_MODEL, num_classes=int(labels.max()) + 1, **shape)
     optimizer, schedule, steps = _optimizer(
         model, config.vision_lr, config.vision_epochs, len(pictures), config.batch_size
     )
@@ -124,8 +133,7 @@ def pretrain_vision(study: Study, folder: Path, progress: bool = True) -> pd.Dat
     model.reset_classifier(0)
     part = folder.with_name(f"{folder.name}.part{os.getpid()}")
     part.parent.mkdir(parents=True, exist_ok=True)
-    size = {"img_size": study.vision.image_size}
-    save_for_hf(model, part, model_config={"num_classes": 0}, model_args=shape | size, safe_serialization=True)
+    save_for_hf(model, part, model_config={"num_classes": 0}, model_args=shape, safe_serialization=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
     return pd.DataFrame({"step": range(len(history)), "loss": history})

@@ -1,9 +1,11 @@
 """Numbers in the documentation come from files: copy a study's figures to ``figures/``, fill the marked blocks.
 
     python -m icssl_lib.runs publish config/quick.yaml
+    python -m icssl_lib.publish                           only fills the blocks
 
 A block is ``<!-- icssl: STUDY WHAT -->`` to ``<!-- /icssl -->`` in README.md or docs/*.md, with WHAT one of
-table2, differences, tail, cost. A test fails when a block is not what its files say.
+table2, differences, tail, cost, or the name of a .csv or .txt file in ``figures/STUDY/``. A test fails when a block is
+not what its files say.
 """
 
 import json
@@ -29,6 +31,11 @@ def publish(study: str, out: Path, root: Path) -> list[Path]:
     shutil.copy(out / "results.csv", target / "results.csv")
     if (out / "wall.json").is_file():  # a study of which only a part was collected has none
         shutil.copy(out / "wall.json", target / "wall.json")
+    return refill(root)
+
+
+def refill(root: Path) -> list[Path]:
+    """Fill the blocks of all documents; returns those that changed."""
     changed = []
     for path in documents(root):
         text = path.read_text(encoding="utf-8")
@@ -49,9 +56,22 @@ def fill(text: str, figures: Path) -> str:
     writers = {"table2": _table2, "differences": _differences, "tail": _tail, "cost": _cost}
 
     def content(match: re.Match) -> str:
-        return f"{match[1]}{writers[match['what']](figures / match['study'])}\n{match[4]}"
+        folder, what = figures / match["study"], match["what"]
+        if what in writers:
+            filled = writers[what](folder)
+        elif (folder / f"{what}.csv").is_file():
+            filled = _rows(pd.read_csv(folder / f"{what}.csv", dtype=str, keep_default_na=False))
+        else:
+            filled = f"```text\n{(folder / f'{what}.txt').read_text(encoding='utf-8').rstrip()}\n```"
+        return f"{match[1]}{filled}\n{match[4]}"
 
     return BLOCK.sub(content, text)
+
+
+def _rows(frame: pd.DataFrame) -> str:
+    """A table of few rows in Markdown, each of them a column."""
+    lines = [f"| {name.replace('_', ' ')} | " + " | ".join(frame[name]) + " |" for name in frame]
+    return "\n".join([lines[0], "|---" * (1 + len(frame)) + "|", *lines[1:]])
 
 
 def _table2(folder: Path) -> str:
@@ -85,3 +105,8 @@ def _cost(folder: Path) -> str:
         f"{wall['seconds'] / 60:.1f} minutes on {wall['cores']} cores of {machine['cpu']} ({machine['device']}), "
         f"at most {wall['peak_memory_gb']:.1f} GB, torch {machine['torch']}."
     )
+
+
+if __name__ == "__main__":
+    for changed in refill(Path(__file__).resolve().parent.parent):
+        print(f"filled {changed}")

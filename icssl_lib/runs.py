@@ -29,7 +29,7 @@ import pandas as pd
 from icssl_lib import warm
 from icssl_lib.catalogue import Catalogue
 from icssl_lib.config import ConfigError, Study, load_config, nearest
-from icssl_lib.images import written_whole
+from icssl_lib.images import all_cores, written_whole
 from icssl_lib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -317,9 +317,38 @@ def may_fork(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not has_gpu)
 
 
-def all_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def all_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
+@contextlib.contextmanager
+def own_gpus(count: int, folder: Path) -> Iterator[None]:
+    """Show this process and its kernel ``count`` GPUs that no other job of the study in ``folder`` uses.
+
+    The locks fall with the process, however that ends. Without a GPU nothing happens.
+
+    Raises: RunError: fewer are free.
+    """
+    import fcntl
+
+    gpus = all_gpus() if count else []
+    with contextlib.ExitStack() as stack:
+        taken: list[str] = []
+        for position, gpu in enumerate(gpus):
+            handle = stack.enter_context((folder / f".gpu{position}.lock").open("w"))
+            with contextlib.suppress(BlockingIOError):
+                if len(taken) < count:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    taken.append(gpu)
+        if gpus:
+            if len(taken) < count:
+                raise RunError(f"{count} GPUs are needed, {len(taken)} of {len(gpus)} are free: runtime.processes")
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+        yield
 
 
 def run_study(config: Path, out: Path, cores: int | None, profile: Path | None = None) -> None:
@@ -354,6 +383,11 @@ def run_study(config: Path, out: Path, cores: int | None, profile: Path | None =
             if setpriv := shutil.which("setpriv"):  # Linux: when this process is killed, Snakemake cancels its jobs
                 command = [setpriv, "--pdeathsig", "INT", *command]
         here = profile is None and may_fork(study.runtime.device)
+        if profile is None and not here:  # one job at a time on a GPU
+            gpus = max(1, len(all_gpus()))
+            if study.runtime.processes > gpus:
+                raise ConfigError(f"runtime.processes: {study.runtime.processes} need as many GPUs; here: {gpus}")
+            command += ["--resources", f"gpu={gpus}"]
         with warm.serving(environment) if here else contextlib.nullcontext():
             streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
             process = subprocess.Popen(command, env=environment, text=True, **streams)
@@ -423,6 +457,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("notebook", type=Path)
     command.add_argument("output", type=Path)
     command.add_argument("parameters", nargs="*", metavar="name=value")
+    command.add_argument("--gpus", type=int, default=0, help="how many GPUs of this machine the job is to have")
     for name in ("collect", "report"):
         command = commands.add_parser(name)
         command.add_argument("config", type=Path)
@@ -436,7 +471,9 @@ def main(argv: list[str] | None = None) -> int:
             if bare := [pair for pair in options.parameters if "=" not in pair]:
                 raise RunError(f"parameter '{bare[0]}': expected name=value")
             pairs = dict(pair.split("=", 1) for pair in options.parameters)
-            execute(options.notebook, options.output, {k: yaml.safe_load(v) for k, v in pairs.items()})
+            gpus = options.gpus if warm.STUDY in os.environ else 0  # elsewhere the cluster has given the job its own
+            with own_gpus(gpus, Path.cwd()):
+                execute(options.notebook, options.output, {k: yaml.safe_load(v) for k, v in pairs.items()})
         elif options.command == "collect":
             collect(load_config(options.config), options.out)
         elif options.command == "report":

@@ -7,7 +7,7 @@ was killed and resumed ends with the weights of an undisturbed one.
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,30 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def batches_left(
+    at: dict[str, Any], epoch: int, generator: torch.Generator, batches: Callable[[torch.Generator], Iterable[Tensor]]
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """The batches of ``epoch`` that a training resumed ``at`` has still to take, each with the position after it.
+
+    Args:
+        at: a position of an earlier call, or `START`; epochs before it are the caller's to leave out.
+        generator: set back to where the interrupted epoch began, so that its order is drawn again.
+        batches: draws an epoch's batches, rows (N,) each, from the generator.
+
+    Yields: position (epoch, batch, order), for `Checkpoint.save`; rows (N,).
+    """
+    resumed = epoch == at["epoch"] and at["order"] is not None
+    if resumed:
+        generator.set_state(at["order"])
+    order = generator.get_state()
+    for number, index in enumerate(batches(generator)):
+        if not resumed or number >= at["batch"]:
+            yield {"epoch": epoch, "batch": number + 1, "order": order}, index
+
+
+START = {"epoch": 0, "batch": 0, "order": None}
 
 
 class Checkpoint:

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="of each title")
     parser.add_argument("--precision", choices=["no", "bf16"], help="default: the study's")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, help="a CSV that the row is added to")
+    parser.add_argument("--out", type=Path, help="a CSV that the row is added to, in the place of one like it")
     options = parser.parse_args()
 
     study = load_config(options.config)
@@ -110,7 +110,7 @@ def main() -> None:
         "method": options.method,
         "precision": precision,
         "batch": n,
-        "chunk": options.chunk,
+        "chunk": options.chunk or "",
         "parameters_m": round(sum(p.numel() for p in towers.parameters()) / 1e6),
         "steps": len(seconds),
         "seconds_per_step": round(median, 4),
@@ -126,7 +126,11 @@ def main() -> None:
     print(json.dumps(row, indent=1))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame([row]).to_csv(options.out, mode="a", header=not options.out.exists(), index=False)
+        rows = pd.DataFrame([row])
+        if options.out.exists():
+            what = ["device", "study", "method", "precision", "batch", "chunk"]
+            rows = pd.concat([pd.read_csv(options.out), rows]).drop_duplicates(what, keep="last")
+        rows.to_csv(options.out, index=False)
 
 
 if __name__ == "__main__":

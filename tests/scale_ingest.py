@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the pictures, in pixels")
     parser.add_argument("--distinct", type=int, default=3000, help="different pictures")
     parser.add_argument("--kill", type=int, default=0, metavar="N", help="kill a second ingest N times")
+    parser.add_argument("--most-memory", type=float, default=4, metavar="GB", help="fail above this")
     parser.add_argument("--out", type=Path, help="a CSV for the figures")
     parser.add_argument("--folder", type=Path, help="where to work; what is made there goes at the end")
     parser.add_argument("--here", nargs=3, help=argparse.SUPPRESS)
@@ -203,6 +204,8 @@ def main() -> None:
         source, size, out = options.here
         ingest_here(AmazonSource.model_validate_json(source), int(size), Path(out))
         return
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="icssl-scale", dir=options.folder))
     try:
         source = make(folder / "data", options.products, min(options.distinct, options.products))
@@ -221,10 +224,12 @@ def main() -> None:
             "pictures_per_s": round(len(made.images) / seconds["write_store"]),
             "peak_memory_gb": round(peak, 2),
             "store_gb": round(store.stat().st_size / 1e9, 2),
+            "minutes": round(seconds["ingest"] / 60, 1),
             "cores": len(os.sched_getaffinity(0)),
             "cpu": re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1],
         }
         print(pd.Series(figures).to_string())
+        assert peak < options.most_memory, f"{peak:.2f} GB of memory, the limit is {options.most_memory}"
         print(f"{len(made.products)} products are left, {len(head)} classes of Train are head and {len(tail)} tail")
         print(made.report.drop(columns="example").to_string(index=False))
         del made

@@ -314,7 +314,7 @@ def read(i):
         raise images.ImageError("corrupt", f"number {i}")
     return Image.new("RGB", (40, 40), (i, 0, 0))
 
-images.CHUNK, images._cores = 4, lambda: 1
+images.CHUNK, images.all_cores = 4, lambda: 1
 images.write_store(Path(sys.argv[1]), range(11), read, 8, progress=False)
 """
 

@@ -33,6 +33,17 @@ def finished(tmp_path):
     return out
 
 
+def test_a_csv_and_a_text_are_shown_as_they_are(tmp_path):
+    folder = tmp_path / "scale"
+    folder.mkdir()
+    (folder / "plan.csv").write_text("study,real_minutes,chunk\nquick,17.90,\nhm,89.1,8\n")
+    (folder / "slurm.txt").write_text("one\ntwo\n\n")
+    block = "<!-- icssl: scale {} -->\n{}\n<!-- /icssl -->\n"
+    text = fill(block.format("plan", "") + block.format("slurm", ""), tmp_path)
+    table = "| study | quick | hm |\n|---|---|---|\n| real minutes | 17.90 | 89.1 |\n| chunk |  | 8 |"
+    assert text == block.format("plan", table) + block.format("slurm", "```text\none\ntwo\n```")
+
+
 def test_publish_fills_blocks_and_nothing_else(tmp_path, finished):
     (tmp_path / "docs").mkdir()
     readme = tmp_path / "README.md"

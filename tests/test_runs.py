@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from icssl_lib import runs, warm
-from icssl_lib.config import AdaptConfig, FinetuneConfig, Study
-from icssl_lib.runs import RunError, collect, digest, execute, locked, parameters_of, piece
+from icssl_lib.config import AdaptConfig, FinetuneConfig, RuntimeConfig, Study
+from icssl_lib.runs import RunError, collect, digest, execute, locked, own_gpus, parameters_of, piece
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="forks and sockets")
 
@@ -184,6 +184,8 @@ def test_digest_sees_each_setting_and_nothing_else():
     assert digest(AdaptConfig(), FinetuneConfig()) != digest(FinetuneConfig(), AdaptConfig())
     assert digest(1, None, "a") == digest(1, None, "a")
     assert len(digest()) == 12
+    assert digest(RuntimeConfig(checkpoint_minutes=1)) == digest(RuntimeConfig())  # changes no result
+    assert digest(RuntimeConfig(precision="bf16")) != digest(RuntimeConfig())
 
 
 # --- one study at a time, and none after its end
@@ -214,6 +216,32 @@ def test_lock_falls_with_a_killed_process(tmp_path):
         holder.communicate()
     with locked(tmp_path):
         pass
+
+
+@POSIX
+def test_jobs_have_gpus_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-b,7")  # names are passed on as they are
+    visible = lambda: os.environ["CUDA_VISIBLE_DEVICES"]  # noqa: E731
+    code = "import os, sys, time; from pathlib import Path; from icssl_lib.runs import own_gpus\n"
+    code += "with own_gpus(1, Path(sys.argv[1])): print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "4\n"
+        with pytest.raises(RunError, match="3 GPUs are needed, 2 of 3 are free"), own_gpus(3, tmp_path):
+            pytest.fail("a GPU was given twice")
+    finally:
+        other.kill()  # which sets its GPU free
+        other.communicate()
+    with own_gpus(2, tmp_path):
+        assert visible() == "4,GPU-b"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with own_gpus(1, tmp_path):
+        assert visible() == "0"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with own_gpus(1, tmp_path):  # no GPU at all: nothing to share out
+        assert visible() == ""
 
 
 @POSIX

@@ -142,7 +142,9 @@ def stored(study, toy, tmp_path):
 
     def command(study, run: str) -> list[str]:
         config = tmp_path / "toy.yaml"
-        config.write_text(yaml.safe_dump(study.model_dump(mode="json")))
+        raw = study.model_dump(mode="json")
+        raw["runtime"]["checkpoint_minutes"] = study.runtime.checkpoint_minutes  # no part of model_dump
+        config.write_text(yaml.safe_dump(raw))
         return ["-m", "icssl_lib.adapt", str(config), str(tmp_path / run), toy.name, "simcse", "0"]
 
     return command
