@@ -21,7 +21,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 # moved clone; then, or when its Python is gone, .venv is made anew.
 USABLE := $(shell test "$$(cat .venv/stamp 2>/dev/null)" = "$$(pwd -P)" && .venv/bin/python -V 2>/dev/null)
 
-.PHONY: help study plan test slurm lab lint lock unusable
+.PHONY: help study plan test scale slurm lab lint lock unusable
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' Makefile
@@ -36,11 +36,20 @@ plan: .venv/stamp  ## print a study's steps, FLOPs, memory, disk and hours; runs
 test: .venv/stamp  ## the whole test suite (ARGS="-k losses" for a part)
 	.venv/bin/python -m pytest $(ARGS)
 
+scale: .venv/stamp  ## the paper's scale, here: 200,000 products, full-size towers (31 GB of disk, an hour on 2 cores)
+	.venv/bin/python tests/scale_ingest.py --kill 3 --out figures/scale/ingest.csv
+	.venv/bin/python tests/paper_scale.py --chunk 8 --precision bf16 --out figures/scale/steps.csv
+	MALLOC_ARENA_MAX=1 .venv/bin/python tests/paper_scale.py --method simcse --precision bf16 --batch 64 \
+		--steps 1 --out figures/scale/steps.csv
+	MALLOC_ARENA_MAX=1 .venv/bin/python tests/paper_scale.py --method simcse --precision bf16 --batch 1024 --chunk 64 \
+		--steps 1 --out figures/scale/steps.csv
+	.venv/bin/python -m icssl_lib.publish
+
 slurm: .venv/stamp  ## run the smoke study on a Slurm of one node, started for it (Debian, as root)
 	bash tests/slurm_study.sh
 
-lab: .venv/stamp  ## JupyterLab on the notebooks
-	.venv/bin/python -m jupyterlab notebooks
+lab: .venv/stamp  ## JupyterLab on the notebook that explores embeddings, and the others
+	.venv/bin/python -m jupyterlab notebooks/explore_embeddings.ipynb
 
 lint: .venv/stamp  ## ruff on code and notebooks; notebooks hold no outputs
 	.venv/bin/python -m ruff check .

@@ -19,6 +19,7 @@ EXECUTE = f"{RUN} execute '{NOTEBOOKS}/{{params.notebook}}.ipynb' '{{output.note
 PIECE = "dataset={wildcards.dataset} method={wildcards.method} seed={wildcards.seed}"
 TRAIN = f"{EXECUTE} {PIECE} --gpus {{resources.gpu}}"
 ADAPTED = [m for m in STUDY.methods if METHODS[m].adapts]
+AFTER = "convirt" if "convirt" in ADAPTED else ADAPTED[0] if ADAPTED else None  # what the maps show beside origin
 PRETRAINED = [t for t, name in (("text", STUDY.text.model), ("vision", STUDY.vision.model)) if name == "pretrained"]
 
 
@@ -113,6 +114,7 @@ rule adapt:
         towers_of,
     output:
         encoder="encoders/{dataset}/{method}/seed{seed}/config.json",
+        towers="encoders/{dataset}/{method}/seed{seed}/towers.safetensors",
         notebook="notebooks/02_adapt-{dataset}-{method}-seed{seed}.ipynb",
     params:
         notebook="02_adapt",
@@ -178,10 +180,26 @@ rule figure5:
     shell: f"{EXECUTE} > {{log}} 2>&1"
 
 
+rule explore:
+    input:
+        "catalogues/{dataset}/catalogue.json",
+        lambda w: expand(f"encoders/{w.dataset}/{{m}}/seed{{k}}/config.json", m=ADAPTED, k=STUDY.seeds),
+        lambda w: expand(f"predictions/{w.dataset}/{{m}}/seed{STUDY.seeds[0]}.parquet", m=["origin", AFTER]),
+    output:
+        map="report/map-{dataset}.html",
+        figure="figures/{dataset}_maps.png",
+        notebook="notebooks/explore_embeddings-{dataset}.ipynb",
+    params:
+        notebook="explore_embeddings",
+    log: "logs/explore_embeddings-{dataset}.log",
+    shell: f"{EXECUTE} dataset={{wildcards.dataset}} after={AFTER} seed={STUDY.seeds[0]} > {{log}} 2>&1"
+
+
 rule report:
     input:
         "figures/table2.csv",
         "figures/figure5.csv",
+        expand("report/map-{d}.html", d=STUDY.datasets) if ADAPTED else [],
     output:
         "report/index.html",
     log: "logs/report.log",

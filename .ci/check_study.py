@@ -9,7 +9,7 @@ import argparse
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from icssl_lib.config import Study, load_config
 from icssl_lib.methods import METHODS
 
 COLUMNS = "dataset,method,fraction,seed,n_train,accuracy,macro_f1,head_macro_f1,tail_macro_f1,split_hash,seconds"
-NOTEBOOKS = ["01_catalogue", "02_adapt", "03_finetune", "04_table2", "05_figure5"]
+NOTEBOOKS = ["01_catalogue", "02_adapt", "03_finetune", "04_table2", "05_figure5", "explore_embeddings"]
+LOADS = re.compile(r"""<(?:script|img|link|iframe)\b[^>]*?\b(?:src|href)\s*=\s*["']?(?!data:|#)([^"'\s>]+)""")
 KEYS = ["dataset", "method", "fraction", "seed"]
 HF_FOLDER = ["config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json"]
 
@@ -39,7 +40,7 @@ def problems(study: Study, out: Path, rows: int | None = None, gain: float | Non
         return
     yield from _results(study, results, rows)
     yield from _runs(study, out, results)
-    yield from _presented(out)
+    yield from _presented(study.datasets, out)
     if gain is not None:
         yield from _gain(study, results, gain)
 
@@ -87,8 +88,8 @@ def _runs(study: Study, out: Path, results: pd.DataFrame) -> Iterator[str]:
             yield f"predictions/{name}.parquet: its accuracies are not those of results.csv"
 
 
-def _presented(out: Path) -> Iterator[str]:
-    """Executed notebooks, figures with their data, and a report that needs nothing beside it."""
+def _presented(datasets: Iterable[str], out: Path) -> Iterator[str]:
+    """Executed notebooks, figures with their data, and pages that need nothing beside them."""
     for notebook in NOTEBOOKS:
         executed = list(out.glob(f"notebooks/**/{notebook}*.ipynb"))
         if not executed or not list(out.glob(f"notebooks/**/{notebook}*.html")):
@@ -107,11 +108,14 @@ def _presented(out: Path) -> Iterator[str]:
     html = report.read_text(encoding="utf-8") if report.exists() else ""
     if "Table 2" not in html or "Figure 5" not in html:
         yield "report/index.html: no Table 2 or no Figure 5 in it"
-    loaded = re.findall(
-        r"""<(?:script|img|link|iframe)\b[^>]*?\b(?:src|href)\s*=\s*["']?(?!data:|#)([^"'\s>]+)""", html
-    )
-    if loaded:
-        yield f"report/index.html: not self-contained, it loads {loaded[:3]}"
+    pages = [f"{kind}-{dataset}.html" for dataset in datasets for kind in ("map", "classes")]
+    for page in (report, *(out / "report" / name for name in pages)):
+        if not _has_content(page):
+            yield f"report/{page.name}: absent or empty"
+            continue
+        loaded = LOADS.findall(page.read_text(encoding="utf-8"))
+        if loaded:
+            yield f"report/{page.name}: not self-contained, it loads {loaded[:3]}"
 
 
 def _gain(study: Study, results: pd.DataFrame, gain: float) -> Iterator[str]:

@@ -13,6 +13,8 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -21,6 +23,7 @@ from icssl_lib import losses
 from icssl_lib.catalogue import Catalogue, normalise_title, open_catalogue
 from icssl_lib.config import RuntimeConfig, Study, load_config
 from icssl_lib.encoders import (
+    ModelError,
     TextTower,
     VisionTower,
     embed_titles,
@@ -30,6 +33,7 @@ from icssl_lib.encoders import (
     take,
     tokenize,
 )
+from icssl_lib.images import written_whole
 from icssl_lib.methods import METHODS
 from icssl_lib.runs import digest, piece
 from icssl_lib.scale import START, Checkpoint, WholeBatch, batches_left, in_processes, local_rows
@@ -55,12 +59,15 @@ class Batch:
 
 @dataclass
 class Adapted:
-    """What the SSL stage leaves. history: step, epoch, loss, seconds. space: measure, when, value."""
+    """What the SSL stage leaves. history: step, epoch, loss, seconds. space: measure, when, value. rest: the towers'
+    weights beside the text backbone, by their names in `Towers`: projections and, with pictures, the vision backbone.
+    """
 
     backbone: nn.Module
     tokenizer: object
     history: pd.DataFrame
     space: pd.DataFrame
+    rest: dict[str, Tensor]
 
 
 def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
@@ -220,6 +227,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         tokenizer,
         pd.DataFrame(history, columns=["step", "epoch", "loss", "seconds"]),
         pd.concat([before.assign(when="before"), after.assign(when="after")], ignore_index=True),
+        {name: w.cpu().contiguous() for name, w in towers.state_dict().items() if not name.startswith(_BACKBONE)},
     )
 
 
@@ -249,11 +257,49 @@ class ImageSource:
         return self.pixels(rows) if self.features is None else self.features[torch.as_tensor(rows)]
 
 
+_BACKBONE = "text.backbone."
+
+
 def save(adapted: Adapted, folder: Path) -> None:
-    """Keep the encoder as a plain Hugging Face folder, with history.csv and space.csv in it."""
+    """Keep the encoder as a plain Hugging Face folder, with history.csv, space.csv and towers.safetensors in it.
+
+    The last holds what classification has no use for, and a search for pictures by titles has: see `load_towers`.
+    """
     save_pretrained(adapted.backbone, adapted.tokenizer, folder)
     adapted.history.to_csv(folder / "history.csv", index=False)
     adapted.space.to_csv(folder / "space.csv", index=False)
+    with written_whole(folder / "towers.safetensors") as path:
+        save_file(adapted.rest, path)
+
+
+def load_towers(study: Study, out: Path, dataset: str, method: str, seed: int) -> tuple[Towers, object]:
+    """The towers as adaptation left them, in evaluation mode, and the tokenizer.
+
+    A method without pictures has no vision tower. A picture is embedded by ``vision.projection(vision.embed(pixels))``,
+    frozen or not.
+
+    Raises: ModelError: not adapted, adapted before towers were kept, or with other settings than the study's.
+    """
+    folder, config = piece(out, "encoders", dataset, method, seed), study.adapt
+    path = folder / "towers.safetensors"
+    command = f"python -m icssl_lib.adapt CONFIG OUT {dataset} {method} {seed}"
+    again = f"run the adaptation again: delete the folder, then `make study`, or `{command}`"
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file: no towers were kept beside this encoder; {again}")
+    backbone, tokenizer = load_text(str(folder))
+    towers = Towers(
+        TextTower(backbone, study.text.pooling, config.projection_dim, config.projection_depth),
+        make_vision(study, out) if METHODS[method].pictures != "none" else None,
+    )
+    try:
+        left = towers.load_state_dict(load_file(path), strict=False)
+        absent = [name for name in left.missing_keys if not name.startswith(_BACKBONE)] + left.unexpected_keys
+        if absent:
+            raise RuntimeError(f"{absent[0]} is not in both")
+    except (RuntimeError, SafetensorError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path} does not fit the study's settings ({what}); {again}") from None
+    return towers.eval(), tokenizer
 
 
 def text_model(study: Study, out: Path) -> str:

@@ -17,6 +17,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from scipy.spatial import cKDTree
 
 from icssl_lib.images import written_whole
 from icssl_lib.methods import METHODS
@@ -226,11 +227,168 @@ def contact_sheet(images: np.ndarray, titles: Sequence[str], labels: Sequence[st
     return fig
 
 
+@_styled
+def maps(
+    frame: pd.DataFrame, pictures: np.ndarray | None = None, pictured: Sequence[int] = (), most: int = 8
+) -> Figure:
+    """The same products on the maps of several views, side by side on the same axes, from ``explore.map_table``.
+
+    Args:
+        frame: columns view, position, label, x, y. The ``most`` largest classes differ by colour and marker, the others
+            are grey; without labels all are.
+        pictures: uint8 (n, S, S, 3), laid on the maps where the products ``pictured`` (n positions) lie, with a number
+            each, so that the eye finds a product again.
+    """
+    views = list(frame["view"].unique())
+    side = 4.6
+    fig, axes = plt.subplots(
+        1, len(views), figsize=(side * len(views), side + 1.1), squeeze=False, layout="constrained"
+    )
+    ends = frame[["x", "y"]].agg(["min", "max"]).to_numpy()
+    middle, half = (
+        ends.mean(axis=0),
+        0.54 * np.ptp(ends, axis=0).max(),
+    )  # a square, so that a step is as long everywhere
+    largest = _largest(frame, most)
+    size = float(np.clip(12000 * len(views) / len(frame), 1, 16))
+    for ax, view in zip(axes[0], views, strict=True):
+        rows = frame[frame["view"] == view]
+        other = rows[~rows["label"].isin(largest)]
+        ax.scatter(other["x"], other["y"], size, "0.75", marker="o", linewidths=0, rasterized=True)
+        for label, color, marker in zip(largest, _CLASS_COLOURS, _CLASS_MARKERS, strict=False):
+            dots = rows[rows["label"] == label]
+            ax.scatter(dots["x"], dots["y"], 2 * size, color, marker=marker, linewidths=0, alpha=0.75, rasterized=True)
+        at = rows.set_index("position")
+        for number, position in enumerate(pictured, 1):
+            _lay(ax, pictures[number - 1], at.loc[position, ["x", "y"]].to_numpy(float), str(number))
+        ax.set(title=_view_title(view), xticks=[], yticks=[], box_aspect=1)
+        ax.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
+        ax.set_xlabel("UMAP, first axis (no unit)")
+        ax.spines[["top", "right"]].set_visible(True)
+    axes[0, 0].set_ylabel("UMAP, second axis (no unit)")
+    entries = [
+        mpl.lines.Line2D([], [], linestyle="", marker=marker, color=color, label=textwrap.shorten(str(label), 32))
+        for label, color, marker in zip(largest, _CLASS_COLOURS, _CLASS_MARKERS, strict=False)
+    ]
+    if len(frame["label"].unique()) > len(largest):
+        grey = "other classes" if largest else "products"
+        entries.append(mpl.lines.Line2D([], [], linestyle="", marker=".", color="0.7", label=grey))
+    columns = max(1, int(fig.get_figwidth() / 2.3))
+    legend = fig.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return fig
+
+
+@_styled
+def neighbour_pictures(frame: pd.DataFrame, pictures: np.ndarray) -> Figure:
+    """Products and their nearest neighbours in each view, from ``explore.neighbour_table``.
+
+    A row is a product. A neighbour of the product's class has a thick solid frame, any other a thin dotted one.
+
+    Args:
+        frame: columns query, view, rank (0 is the product itself), title, label, similarity.
+        pictures: uint8 (n, S, S, 3), one for each row of ``frame``.
+    """
+    views, queries = list(frame["view"].unique()), list(frame["query"].unique())
+    k = int(frame["rank"].max())
+    widths = [1.0] + [0.25, *[1.0] * k] * len(views)
+    fig, axes = plt.subplots(
+        len(queries),
+        len(widths),
+        figsize=(1.05 * sum(widths) + 0.3, 1.8 * len(queries) + 0.4),
+        squeeze=False,
+        layout="constrained",
+        gridspec_kw={"width_ratios": widths},
+    )
+    for ax in axes.flat:
+        ax.axis("off")
+    for item, picture in zip(frame.itertuples(), pictures, strict=True):
+        block = views.index(item.view) * (k + 1)
+        if item.rank == 0 and block:  # the product itself is shown once
+            continue
+        ax = axes[queries.index(item.query), block + item.rank + (1 if item.rank else 0)]
+        ax.imshow(picture)
+        ax.axis("on")
+        ax.set(xticks=[], yticks=[])
+        ax.grid(visible=False)
+        own = frame[(frame["query"] == item.query) & (frame["rank"] == 0)]["label"].iloc[0]
+        agrees = item.rank > 0 and item.label == own
+        for spine in ax.spines.values():
+            spine.set_visible(True)
+            spine.set(linewidth=2.8 if agrees else 0.8, linestyle="-" if agrees or not item.rank else ":")
+            spine.set_color(_PALETTE[0] if agrees else "0.35")
+        text = item.title if item.rank == 0 else item.label or item.title
+        ax.set_xlabel("\n".join(textwrap.wrap(str(text), 17)[: 3 if item.rank == 0 else 2]), fontsize=6)
+        ax.xaxis.label.set_parse_math(False)
+        if item.rank == 0:
+            ax.set_title("\n".join(textwrap.wrap(str(item.label), 15)[:2]), fontsize=7, parse_math=False)
+        elif item.query == queries[0] and item.rank == 1:
+            ax.set_title(_view_title(item.view), fontsize=9, loc="left", parse_math=False)
+    return fig
+
+
+@_styled
+def measures(table: pd.DataFrame) -> Figure:
+    """Measures of the space by method, for all products and for those of head and tail classes.
+
+    Args:
+        table: columns dataset (rows), measure (columns), method, part, value, low, high (95% interval over seeds; NaN:
+            one seed, no interval), from ``explore.over_seeds`` of ``explore.measures``.
+    """
+    names = sorted(table["measure"].unique(), key=[*_BETTER, *table["measure"].unique()].index)
+    datasets = list(table["dataset"].unique())
+    methods = list(table["method"].unique())
+    fig, axes = _panels(names, rows=len(datasets), width=2.1, sharex=True)
+    parts = [part for part in ("all", "head", "tail") if (table["part"] == part).any()]
+    for row, dataset in zip(axes, datasets, strict=True):
+        for ax, name in zip(row, names, strict=True):
+            group = table[(table["dataset"] == dataset) & (table["measure"] == name)]
+            for i, method in enumerate(methods):
+                rows = group[group["method"] == method].set_index("part").reindex(parts)
+                _dots(ax, method, np.arange(len(parts)) + _beside(i, methods), rows["value"], rows["low"], rows["high"])
+            ax.set(xlim=(-0.5, len(parts) - 0.5), xticks=range(len(parts)), xticklabels=parts)
+            ax.set_title(f"{name}\n({_BETTER[name]} is better)" if name in _BETTER else name, fontsize=9)
+            ax.margins(y=0.12)
+        row[0].set_ylabel(f"{dataset}\nvalue (no unit)".strip())
+    return _legend(fig, axes)
+
+
+@_styled
+def recall(table: pd.DataFrame) -> Figure:
+    """Cross-modal retrieval: recall among the k nearest, a column per dataset, a row per direction.
+
+    Args:
+        table: columns dataset, method, direction, k, recall, low, high (NaN: one seed), chance, from
+            ``explore.over_seeds`` of ``explore.recall``.
+    """
+    directions, methods = list(table["direction"].unique()), list(table["method"].unique())
+    fig, axes = _panels(list(table["dataset"].unique()), rows=len(directions), sharey=True)
+    ks = sorted(table["k"].unique())
+    for row, direction in zip(axes, directions, strict=True):
+        for ax, (dataset, group) in zip(row, table.groupby("dataset", sort=False), strict=True):
+            group = group[group["direction"] == direction]
+            for i, method in enumerate(methods):
+                rows = group[group["method"] == method].set_index("k").reindex(ks)
+                _dots(ax, method, np.arange(len(ks)) + _beside(i, methods), rows["recall"], rows["low"], rows["high"])
+            chance = group.groupby("k")["chance"].first().reindex(ks)
+            ax.hlines(chance, np.arange(len(ks)) - 0.4, np.arange(len(ks)) + 0.4, "0.35", lw=1.2, label="chance")
+            ax.margins(y=0.1)
+            ax.set(xticks=range(len(ks)), xticklabels=ks, xlim=(-0.5, len(ks) - 0.5), ylim=(0, None))
+            if direction == directions[-1]:
+                ax.set_xlabel("k, the nearest that count")
+            if direction == directions[0]:
+                ax.set_title(dataset)
+        row[0].set_ylabel(f"{direction}\nRecall (0 to 1)")
+    return _legend(fig, axes)
+
+
 def caption(name: str, frame: pd.DataFrame) -> str:
     """One or two sentences for the figure called ``name``, from the numbers it was drawn from.
 
     Args:
-        name: class_sizes, loss_curves, space, accuracy_curves, figure5 or label_efficiency.
+        name: class_sizes, loss_curves, space, accuracy_curves, figure5, label_efficiency, maps, neighbour_pictures,
+            measures or recall.
         frame: what the figure function of that name takes.
     """
     return " ".join(_CAPTIONS[name](frame))
@@ -404,6 +562,122 @@ def _caption_label_efficiency(efficiency: pd.DataFrame) -> list[str]:
     ]
 
 
+_CLASS_COLOURS = [color for i, color in enumerate(_PALETTE) if i != 7]  # the palette's own grey is for the others
+_CLASS_MARKERS = ["o", "s", "D", "X", "^", "v", "P", "*", "<"]
+_BETTER = {
+    "title alignment": "lower",
+    "title-picture alignment": "lower",
+    "uniformity": "lower",
+    "anisotropy": "lower",
+    "label agreement": "higher",
+    "effective rank": "higher",
+}
+
+
+def _view_title(view: str) -> str:
+    """A view of a study, "convirt seed 0", as people read it; any other name as it is."""
+    method, _, seed = str(view).partition(" ")
+    return f"{method_name(method)}{seed and ', '}{seed}" if method in METHODS else str(view)
+
+
+def _largest(frame: pd.DataFrame, most: int) -> list[str]:
+    sizes = frame.loc[frame["label"] != "", "label"].value_counts()
+    return list(sizes.sort_index().sort_values(ascending=False, kind="stable").index[: min(most, len(_CLASS_MARKERS))])
+
+
+def _lay(ax: Axes, picture: np.ndarray, at: np.ndarray, number: str) -> None:
+    """A thumbnail with its number, over the point ``at``."""
+    box = mpl.offsetbox.OffsetImage(picture, zoom=22 / len(picture))
+    ax.add_artist(
+        mpl.offsetbox.AnnotationBbox(box, at, pad=0.1, bboxprops={"edgecolor": "black", "linewidth": 0.8}, zorder=5)
+    )
+    style = {"boxstyle": "circle,pad=0.15", "facecolor": "black", "edgecolor": "white", "linewidth": 0.6}
+    ax.annotate(
+        number, at, (-12, 12), textcoords="offset points", fontsize=6, color="white", ha="center", va="center",
+        bbox=style, zorder=6,
+    )  # fmt: skip
+
+
+def _beside(i: int, methods: Sequence[str]) -> float:
+    """How far a method's dots stand from the tick, so that intervals do not overlap."""
+    return 0.7 * (i - (len(methods) - 1) / 2) / len(methods)
+
+
+def _dots(ax: Axes, method: str, x: np.ndarray, y: pd.Series, low: pd.Series, high: pd.Series) -> None:
+    look = _look(method) | {"linestyle": ""}
+    error = np.nan_to_num([y - low, high - y])
+    ax.errorbar(x, y, error, capsize=2, elinewidth=1, **look)
+
+
+def _caption_maps(frame: pd.DataFrame) -> list[str]:
+    views = {view: rows.sort_values("position") for view, rows in frame.groupby("view", sort=False)}
+    said = []
+    if (frame["label"] != "").any():
+        shares = []
+        for view, rows in views.items():
+            _, near = cKDTree(rows[["x", "y"]]).query(rows[["x", "y"]], min(11, len(rows)))
+            label = rows["label"].to_numpy()
+            shares.append(f"{_view_title(view)}: {(label[near[:, 1:]] == label[:, None]).mean():.0%}")
+        said.append(f"How many of a product's 10 nearest on the map bear its label: {'; '.join(shares)}.")
+    first, last = next(iter(views)), next(reversed(views))
+    if first != last:
+        way = np.linalg.norm(views[last][["x", "y"]].to_numpy() - views[first][["x", "y"]].to_numpy(), axis=1)
+        corners = frame[["x", "y"]].quantile([0.01, 0.99]).to_numpy()
+        across = np.linalg.norm(corners[1] - corners[0])
+        said.append(
+            f"From {_view_title(first)} to {_view_title(last)} half of the products move farther than "
+            f"{np.median(way) / across:.0%} of the map's diagonal. Notice which classes gather, and find a numbered "
+            "picture again: a product that kept its neighbours keeps its place."
+        )
+    return [*said, "Distances between far groups mean little."]
+
+
+def _caption_neighbour_pictures(frame: pd.DataFrame) -> list[str]:
+    own = frame[frame["rank"] == 0].drop_duplicates("query").set_index("query")["label"]
+    rows = frame[frame["rank"] > 0]
+    agrees = (rows["label"] == rows["query"].map(own)).groupby(rows["view"], sort=False).mean()
+    said = "; ".join(f"{_view_title(view)}: {share:.0%}" for view, share in agrees.items())
+    return [
+        f"The {rows['rank'].max()} nearest titles of {len(own)} products, and how many bear the product's label "
+        f"(thick frame). {said}.",
+        "Only titles were compared: notice where neighbours look alike although no title says so.",
+    ]
+
+
+def _caption_measures(table: pd.DataFrame) -> list[str]:
+    said = []
+    for name, group in table[table["part"] == "all"].groupby("measure", sort=False):
+        value = group.groupby("method", sort=False)["value"].mean()
+        each = ", ".join(f"{method_name(method)} {v:.3g}" for method, v in value.items())
+        said.append(f"{name}: {each}")
+    several = (table["seeds"] > 1).any() if "seeds" in table else table["low"].notna().any()
+    bars = "Bars are 95% intervals over seeds (Student's t)" if several else "One seed: no interval"
+    return [
+        f"All products, mean over data sets and seeds: {'; '.join(said)}.",
+        f"{bars}; an encoder without adaptation has one value.",
+    ]
+
+
+def _caption_recall(table: pd.DataFrame) -> list[str]:
+    said = []
+    k = table["k"].max()
+    for dataset, group in table[table["k"] == k].groupby("dataset", sort=False):
+        each = [
+            f"{method_name(method)} {' and '.join(f'{v:.1%}' for v in rows['recall'])}"
+            for method, rows in group.groupby("method", sort=False)
+        ]
+        said.append(f"{dataset}: {', '.join(each)} (chance {' and '.join(f'{v:.1%}' for v in _chance(group))})")
+    ways = " and ".join(table["direction"].unique())
+    return [
+        f"The right one is among the {k} nearest of Dev ({ways}): {'; '.join(said)}.",
+        "Shuffled pairs should stay at chance: they share a space with pictures, and no meaning.",
+    ]
+
+
+def _chance(group: pd.DataFrame) -> pd.Series:
+    return group.groupby("direction", sort=False)["chance"].first()
+
+
 _CAPTIONS: dict[str, Callable[[pd.DataFrame], list[str]]] = {
     "class_sizes": _caption_class_sizes,
     "loss_curves": _caption_loss_curves,
@@ -411,4 +685,8 @@ _CAPTIONS: dict[str, Callable[[pd.DataFrame], list[str]]] = {
     "accuracy_curves": _caption_accuracy_curves,
     "figure5": _caption_figure5,
     "label_efficiency": _caption_label_efficiency,
+    "maps": _caption_maps,
+    "neighbour_pictures": _caption_neighbour_pictures,
+    "measures": _caption_measures,
+    "recall": _caption_recall,
 }

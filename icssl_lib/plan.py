@@ -51,6 +51,10 @@ PICTURE = 0.008  # seconds to decode and resize a picture, where none can be tri
 # catalogue and the weights, figures, writing. Cold: where jobs are no forks of a process that has imported torch.
 JOB, COLD_JOB = 4.0, 24.0
 REPORT = {"results": 2, "table2": 10, "figure5": 6, "report": 12}  # seconds
+MAP, MAP_PRODUCT = 30, 0.002  # seconds of a map: compiling UMAP, and per product with its neighbours, page and pictures
+# Logistic regression on TF-IDF, measured with 3,000 and 15,000 titles of 953 classes: seconds per label and class, and
+# float64 vectors of one weight per class and word that its solver keeps. As many different words as titles.
+TFIDF_SECONDS, TFIDF_VECTORS = 7e-6, 35
 PROCESS = 0.5e9  # bytes: python and torch, before any model
 MEASURED = 20  # seconds of steps, all kinds, alone and together
 
@@ -288,7 +292,7 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
         picture: seconds to decode one.
     """
     half = 0.5 if study.runtime.precision != "no" else 1.0  # activations are of 16 bits then
-    jobs, pretrained, ingested, encoders = [], {}, {}, {}
+    jobs, pretrained, ingested, encoders, read = [], {}, {}, {}, {name: [] for name in data}
     tiny = study.pretrain
     for name, model in (("text", study.text.model), ("vision", study.vision.model)):
         if model == "pretrained":
@@ -362,16 +366,20 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                     needs.append(encoders[method, name, seed])
                 elif "text" in pretrained:
                     needs.append(pretrained["text"])
+                config = study.finetune
                 if entry.classifier == "tfidf":
-                    jobs.append(Job("finetune", method, name, seconds=5, after=needs))
+                    labels = d.train * sum(config.fractions)
+                    memory = PROCESS + TFIDF_VECTORS * 8 * d.classes * d.train
+                    seconds = TFIDF_SECONDS * labels * d.classes
+                    jobs.append(Job("finetune", method, name, memory=memory, seconds=seconds, after=needs))
                     continue
                 cost, steps = tower(round(d.longest))["text"], finetune_steps(study, d.train)
-                config = study.finetune
                 head = cost.width * d.classes
                 readings = len(steps) * (d.test + d.dev)
                 if config.selection == "best_dev":
                     readings += d.dev * sum(config.steps(max(1, round(f * d.train)))[0] for f in config.fractions)
                 batch = config.batch_size
+                read[name].append(len(jobs))
                 jobs.append(
                     Job(
                         "finetune", method, name, "finetune", sum(steps), batch,
@@ -381,6 +389,13 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                         after=needs,
                     )
                 )  # fmt: skip
+    adapting = [m for m in study.methods if METHODS[m].adapts]
+    for name, d in data.items() if adapting else ():
+        products = d.ssl + d.train + d.dev + d.test
+        needs = [i for (_, dataset, _), i in encoders.items() if dataset == name]
+        forward = {"text": 2 * products + 4 * d.dev * (len(needs) + 1), "vision": d.dev * len(needs)}
+        seconds = MAP + MAP_PRODUCT * products
+        jobs.append(Job("explore", "", name, seconds=seconds, forward=forward, after=[*needs, *read[name]]))
     for rule, seconds in REPORT.items():
         jobs.append(Job("report", rule, seconds=seconds, after=list(range(len(jobs)))))
     return jobs
@@ -572,7 +587,7 @@ def measure(study: Study, data: dict[str, Data], jobs: list[Job], cores: int, to
     if study.vision.frozen and any(job.forward.get("vision") for job in jobs):
         batch["vision"] = 64
     kinds = list(batch)
-    largest, free = max(job.memory for job in jobs), psutil.virtual_memory().available
+    largest, free = max(job.memory for job in jobs if job.kind), psutil.virtual_memory().available
     on_cpu = may_fork(study.runtime.device)
     if study.runtime.device == "cuda" and not torch.cuda.is_available():
         raise PlanError("runtime.device: cuda, but torch sees no GPU here, so that nothing can be measured")
@@ -681,7 +696,7 @@ def plan(study: Study, out: Path, cores: int, hardware: str | None = None, measu
         speed = Named(hardware, study, cores)
         notes.append(speed.note)
         most = HARDWARE[hardware][2]
-        if max(job.memory for job in jobs) > most * 1e9:
+        if max(job.memory for job in jobs if job.kind) > most * 1e9:
             notes.append(f"{hardware} has {most} GB: too little for the largest job; set adapt.chunk_size")
     elif measured:
         try:

@@ -21,13 +21,15 @@ BLOCK = re.compile(r"(<!-- icssl: (?P<study>[\w-]+) (?P<what>\w+) -->\n).*?(<!--
 
 
 def publish(study: str, out: Path, root: Path) -> list[Path]:
-    """Copy figures with their tables, results.csv and wall.json of a finished run; fill the blocks.
+    """Copy figures with their tables, but none that shows products, results.csv and wall.json of a finished run; fill
+    the blocks.
 
     Raises: FileNotFoundError: the run is not finished. Returns: the documents that changed.
     """
     target = root / "figures" / study
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(out / "figures", target)
+    # Maps and neighbours show products: pictures and titles of a catalogue that may be nobody's to publish.
+    shutil.copytree(out / "figures", target, ignore=shutil.ignore_patterns("*_maps.*", "*_neighbours.*"))
     shutil.copy(out / "results.csv", target / "results.csv")
     if (out / "wall.json").is_file():  # a study of which only a part was collected has none
         shutil.copy(out / "wall.json", target / "wall.json")

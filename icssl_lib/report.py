@@ -1,18 +1,24 @@
-"""What a run folder holds, as tables, and as one page that needs no network: ``report/index.html``."""
+"""What a run folder holds, as tables, and as a small site that needs no network: ``report/index.html``."""
 
 import base64
+import hashlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import yaml
+from PIL import Image
+from sklearn.metrics import precision_recall_fscore_support
 
 from icssl_lib import figures, metrics
 from icssl_lib.catalogue import PARTS, Catalogue, head_tail, open_catalogue
 from icssl_lib.config import Study
 from icssl_lib.images import written_whole
+from icssl_lib.methods import METHODS
 from icssl_lib.paper import TABLE1
 from icssl_lib.runs import RunError, piece
 
@@ -21,6 +27,9 @@ FIGURES = {
     "accuracy": "Accuracy against the fraction of Train",
     "label_efficiency": "Label efficiency",
 }
+EXAMPLES = 4  # products shown per class, change, method and fraction
+PRODUCTS = 1500  # different products on a page of classes, each with a thumbnail
+SIDE = 80  # of a thumbnail, in pixels
 
 
 def read_results(out: Path) -> pd.DataFrame:
@@ -92,45 +101,343 @@ def table1(catalogues: Sequence[Catalogue]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(PARTS, "Int64"))
 
 
-def build(study: Study, out: Path) -> Path:
-    """Write ``report/index.html`` from the files of a finished run, and each executed notebook as HTML.
+def per_class(predictions: pd.DataFrame, sizes: pd.DataFrame, baseline: str = "origin") -> pd.DataFrame:
+    """F1 of each class, and its difference from the baseline's.
 
-    Reads results.csv, catalogues/, records/, encoders/*/history.csv and space.csv, and the tables and pictures that
-    notebooks 01, 04 and 05 left in figures/.
+    A class counts as in ``metrics.macro_f1``: where it has true instances in Test.
+
+    Args:
+        predictions: columns dataset, method, fraction, seed, id, label, predicted.
+        sizes: of ``class_sizes``.
 
     Returns:
-        The path of the page.
+        One row per dataset, fraction, method and class: dataset, fraction, method, label, part (head or tail), train
+        and test (products of the class), f1, precision and recall (0 to 1, means over seeds), difference (f1 less the
+        baseline's), low and high (lowest and highest difference of the same seed).
+
+    Raises:
+        ValueError: the baseline lacks a seed of a method.
+    """
+    keys, scores = ["dataset", "fraction", "method", "seed"], []
+    for key, group in predictions.groupby(keys, sort=False):
+        codes, names = pd.factorize(pd.concat([group["label"], group["predicted"]], ignore_index=True))
+        true, called = codes[: len(group)], codes[len(group) :]
+        classes = np.unique(true)
+        found = precision_recall_fscore_support(true, called, labels=classes, zero_division=0)
+        frame = pd.DataFrame(dict(zip(["precision", "recall", "f1", "test"], found, strict=True)))
+        scores.append(frame.assign(label=names[classes], **dict(zip(keys, key, strict=True))))
+    table = pd.concat(scores, ignore_index=True).astype({"test": int})  # scikit-learn's is float if nothing is right
+    pairs = ["dataset", "fraction", "seed", "label"]
+    theirs = table.loc[table["method"] == baseline, [*pairs, "f1"]].rename(columns={"f1": "theirs"})
+    table = table.merge(theirs, "left", pairs)
+    table["difference"] = table["f1"] - table.pop("theirs")
+    if table["difference"].isna().any():
+        lacking = table.loc[table["difference"].isna(), ["dataset", "seed"]].drop_duplicates().to_numpy().tolist()
+        raise ValueError(f"no predictions of the baseline '{baseline}' for {lacking}; run the missing")
+    means = {name: (name, "mean") for name in ("f1", "precision", "recall", "difference")}
+    spread = {"test": ("test", "first"), "low": ("difference", "min"), "high": ("difference", "max")}
+    table = table.groupby([*keys[:-1], "label"], sort=False, as_index=False).agg(**means, **spread)
+    table = table.merge(sizes.rename(columns={"count": "train"}), "left", ["dataset", "label"])
+    order = [*keys[:-1], "label", "part", "train", "test", "f1", "precision", "recall", "difference", "low", "high"]
+    return table[order]
+
+
+def gained_and_lost(predictions: pd.DataFrame, baseline: str = "origin") -> pd.DataFrame:
+    """Test items that a method gets right and the baseline wrong (gained), or the reverse (lost), in most seeds.
+
+    Right in most seeds: in more than half of them; so with two seeds it takes both, and a tie is neither.
+
+    Args:
+        predictions: columns dataset, method, fraction, seed, id, label, predicted.
+
+    Returns:
+        One row per dataset, fraction, method and item: dataset, fraction, method, id, label, change (gained or lost),
+        instead (the label that the side which is wrong gives most often; ties: the first by name), margin (by how
+        large a share of the seeds the method is right more often; negative where lost).
+    """
+    item = ["dataset", "fraction", "id"]
+    right = predictions["label"] == predictions["predicted"]
+    share = right.groupby([predictions[c] for c in [*item, "method"]], sort=False).mean().rename("right").reset_index()
+    ours, theirs = share[share["method"] != baseline], share[share["method"] == baseline].drop(columns="method")
+    pairs = ours.merge(theirs, "inner", item, suffixes=("", "_baseline"))
+    gained = (pairs["right"] > 0.5) & (pairs["right_baseline"] < 0.5)
+    lost = (pairs["right"] < 0.5) & (pairs["right_baseline"] > 0.5)
+    pairs = pairs.assign(
+        change=np.where(gained, "gained", "lost"),
+        wrong=pairs["method"].where(lost, baseline),  # the side that is wrong
+        margin=pairs["right"] - pairs["right_baseline"],
+    )[gained | lost]
+    misses = predictions[~right].groupby([*item, "method", "label", "predicted"], sort=False).size()
+    misses = misses.rename("times").reset_index().sort_values(["times", "predicted"], ascending=[False, True])
+    misses = misses.drop_duplicates([*item, "method"]).rename(columns={"method": "wrong", "predicted": "instead"})
+    changed = pairs.merge(misses, "left", [*item, "wrong"])
+    return changed[["dataset", "fraction", "method", "id", "label", "change", "instead", "margin"]]
+
+
+def mistaken(predictions: pd.DataFrame, most: int = 2) -> pd.DataFrame:
+    """The wrong labels that a class's Test items are given most often.
+
+    Returns:
+        Up to ``most`` rows per dataset, fraction, method and class, the most frequent first, ties by name: dataset,
+        fraction, method, label, predicted, share (of the class's items, mean over seeds).
+    """
+    keys = ["dataset", "fraction", "method", "label"]
+    counts = predictions.groupby([*keys, "predicted"], sort=False).size().rename("times").reset_index()
+    counts["share"] = counts["times"] / counts.groupby(keys)["times"].transform("sum")
+    counts = counts[counts["label"] != counts["predicted"]]
+    counts = counts.sort_values(["times", "predicted"], ascending=[False, True]).drop(columns="times")
+    return counts.groupby(keys, sort=False).head(most).reset_index(drop=True)
+
+
+def classes_caption(table: pd.DataFrame, changed: pd.DataFrame, baseline: str = "origin") -> list[str]:
+    """Which classes a method gained and lost: sentences from the rows of one dataset, fraction and method.
+
+    Args:
+        table: of ``per_class``.
+        changed: of ``gained_and_lost``.
+    """
+    base, name = metrics.method_name(baseline), metrics.method_name(table["method"].iloc[0])
+    up, down = (table["difference"] > 0).sum(), (table["difference"] < 0).sum()
+    sure = (table["low"] > 0).sum(), (table["high"] < 0).sum()
+    parts = table.groupby("part")["difference"].mean()
+    means = " and ".join(f"{parts[part]:+.3f} in the {part}" for part in ("head", "tail") if part in parts)
+    counts = changed.groupby("label")["change"].value_counts().unstack(fill_value=0)
+    counts = counts.reindex(columns=["gained", "lost"], fill_value=0).join(table.set_index("label")["test"])
+    lost = counts["lost"].sum()
+    net = (counts["gained"] - counts["lost"]).sort_values(key=abs, ascending=False, kind="stable")
+    said = [
+        f"At {100 * table['fraction'].iloc[0]:g}% of Train, F1 of {name} is above that of {base} in {up} of "
+        f"{len(table)} classes ({sure[0]} in every seed) and below in {down} ({sure[1]} in every seed); mean "
+        f"difference {means}. Of {table['test'].sum()} products in Test {len(changed) - lost} are gained and {lost} "
+        "lost."
+    ]
+    for change, chosen, wrong in (("gained", net[net > 0], base), ("lost", net[net < 0], name)):
+        each = []
+        for label in chosen.index[:3]:
+            instead = changed.loc[(changed["label"] == label) & (changed["change"] == change), "instead"]
+            called = instead.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+            why = f"; {wrong} called {called.iloc[0]} of the {change} “{called.index[0]}”" if called.iloc[0] > 1 else ""
+            row = counts.loc[label]
+            each.append(f"{label} ({row['gained']} gained, {row['lost']} lost of {row['test']}{why})")
+        if each:
+            said.append(f"Most {change}: {', '.join(each)}.")
+    return said
+
+
+def build(study: Study, out: Path) -> Path:
+    """Write the report of a finished run: ``report/index.html``, ``report/classes-<dataset>.html`` for each dataset,
+    and each executed notebook as HTML.
+
+    Reads results.csv, predictions/, catalogues/, records/, encoders/*/history.csv and space.csv, and the tables and
+    pictures that the notebooks left in figures/. What the exploring notebook left is shown where it is there:
+    figures/<dataset>_maps.png and <dataset>_neighbours.png, each with a caption from the .csv beside it,
+    <dataset>_measures.csv and <dataset>_recall.csv, and report/map-<dataset>.html, which is linked.
+
+    Returns:
+        The path of the first page.
 
     Raises:
         RunError: a file of the run is missing.
     """
-    from jinja2 import Environment
-
     results = read_results(out)
     catalogues = [open_catalogue(out / "catalogues" / name) for name in study.datasets]
-    page = {
+    folder = out / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    maps = {name: f"map-{name}.html" for name in study.datasets if (folder / f"map-{name}.html").is_file()}
+    explored, measured = _explored(study, out, maps), _measured(study, out)
+    site = {
         "study": study.study,
+        "seeds": len(study.seeds),
+        "navigation": _navigation(study, maps, bool(explored or measured)),
+    }
+    captions = []
+    for catalogue in catalogues:
+        page = _classes_page(catalogue, results, out)
+        captions.append((catalogue.name, page["caption"]))
+        _write(folder / f"classes-{catalogue.name}.html", "classes.html", site | page, _asset("classes.js"))
+    page = {
         "datasets": list(study.datasets),
         "methods": [metrics.method_name(m) for m in study.methods],
-        "seeds": len(study.seeds),
         "minutes": results["seconds"].sum() / 60,
-        "table2": _table(metrics.wide(metrics.table2(results)).reset_index()),
-        "differences": _table(metrics.wide_differences(_read_csv(out / "figures" / "differences.csv")).reset_index()),
+        "table2": _table(metrics.wide(metrics.table2(results)).reset_index(), heads=2),
+        "differences": _table(
+            metrics.wide_differences(_read_csv(out / "figures" / "differences.csv")).reset_index(), heads=3
+        ),
         "figures": _results_figures(results, out),
+        "classes": captions,
+        "explored": explored,
+        "measured": measured,
         "tails": _tails(catalogues, out),
         "space": _space_figures(study, out),
-        "table1": _table(table1(catalogues)),
-        "ingest": [(c.name, _table(c.report) if len(c.report) else "") for c in catalogues],
+        "table1": _table(table1(catalogues), heads=2),
+        "ingest": [(c.name, _table(c.report) if len(c.report) else None) for c in catalogues],
         "machines": _machines(study, out),
         "configuration": yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         "notebooks": _notebooks(out),
     }
-    html = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE).render(page)
-    path = out / "report" / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(folder / "index.html", "report.html", site | page)
+    return folder / "index.html"
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
+
+
+def _write(path: Path, template: str, context: dict[str, object], script: str = "") -> None:
+    """Render a page that may run ``script`` and its own style, named by their hashes, and load nothing else."""
+    from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
+
+    style = _asset("report.css")
+    allowed = {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
+    allowed |= {"style-src": _hash(style)} | ({"script-src": _hash(script)} if script else {})
+    context = context | {
+        "policy": "; ".join(f"{kind} {source}" for kind, source in allowed.items()),
+        "style": Markup(style),
+        "script": Markup(script),
+        "current": path.name,
+    }
+    pages = Environment(
+        loader=PackageLoader(__package__, "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     with written_whole(path) as partial:
-        partial.write_text(html, encoding="utf-8")
-    return path
+        partial.write_text(pages.get_template(template).render(context), encoding="utf-8", newline="\n")
+
+
+def _hash(text: str) -> str:
+    """An inline script or style as a Content-Security-Policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _navigation(study: Study, maps: dict[str, str], explored: bool) -> dict[str, list[tuple[str, str]]]:
+    """Group -> (text, address), the same on every page; the group without a name is the first page's sections."""
+    sections = {"Results": "results", "Space": "space", "Adaptation": "adaptation", "Data": "catalogues"}
+    sections |= {"Notebooks": "notebooks", "How it was made": "how"}
+    first = [(text, f"index.html#{anchor}") for text, anchor in sections.items() if explored or anchor != "space"]
+    groups = {
+        "": [(study.study, "index.html"), *first],
+        "Classes:": [(name, f"classes-{name}.html") for name in study.datasets],
+        "Maps:": list(maps.items()),
+    }
+    return {group: links for group, links in groups.items() if links}
+
+
+def _classes_page(
+    catalogue: Catalogue, results: pd.DataFrame, out: Path, baseline: str = "origin"
+) -> dict[str, object]:
+    """What classes.html shows of one dataset: a table for the smallest fraction, and all of it for the script."""
+    from markupsafe import Markup
+
+    results = results[results["dataset"] == catalogue.name]
+    predictions = read_predictions(out, results)
+    changed = gained_and_lost(predictions, baseline)
+    table = _with_counts(per_class(predictions, class_sizes([catalogue]), baseline), changed)
+    fractions, methods, compared = sorted(results["fraction"].unique()), *_order(results, baseline)
+
+    first = table[(table["fraction"] == fractions[0]) & (table["method"] == [*compared, baseline][0])]
+    first = first.sort_values(["net", "difference", "test", "label"], ascending=[False, False, False, True])
+    labels, f1 = first["label"].tolist(), table.set_index(["fraction", "method", "label"])["f1"]
+    rows = [row | {"scores": [f1[fractions[0], m, row["label"]] for m in methods]} for row in first.to_dict("records")]
+    by = ["fraction", "method"]
+    rows_of, changed_of = dict(list(table.groupby(by))), dict(list(changed.groupby(by)))
+    captions = [
+        [classes_caption(rows_of[f, m], changed_of.get((f, m), changed[:0]), baseline) for m in compared]
+        for f in fractions
+    ]
+    page = {
+        "fractions": [f"{100 * f:g}%" for f in fractions],
+        "methods": [metrics.method_name(m) for m in methods],
+        "captions": captions,
+    }
+    names = sorted({*labels, *predictions["predicted"]})
+    shown = _examples(changed)
+    products = catalogue.products.set_index("id").loc[shown["id"].unique()]
+    cells = _cells(table, mistaken(predictions), shown, names)
+    pictures = _thumbnails(catalogue, products["image_row"].to_numpy())
+    data = page | {
+        "compared": [methods.index(m) for m in compared],
+        "baseline": methods.index(baseline),
+        "names": names,
+        "products": [{"title": t, "picture": p} for t, p in zip(products["title"], pictures, strict=True)],
+        "cells": [[[cells[f, m, label] for label in labels] for m in methods] for f in fractions],
+        **{column: first[column].tolist() for column in ("label", "part", "train", "test")},
+    }
+    return page | {
+        "dataset": catalogue.name,
+        "caption": captions[0][0] if compared else [],
+        "baseline": metrics.method_name(baseline),
+        "compared": [metrics.method_name(m) for m in compared],
+        "rows": rows,
+        "examples": {"each": EXAMPLES, "shown": len(products), "changed": changed["id"].nunique()},
+        "data": Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")),
+    }
+
+
+def _with_counts(table: pd.DataFrame, changed: pd.DataFrame) -> pd.DataFrame:
+    """``per_class`` with the number of Test items gained and lost, and net, their difference."""
+    keys = ["fraction", "method", "label"]
+    counts = changed.groupby([*keys, "change"]).size().unstack(fill_value=0)
+    counts = counts.reindex(pd.MultiIndex.from_frame(table[keys]), columns=["gained", "lost"], fill_value=0)
+    gained, lost = counts.to_numpy().T
+    return table.assign(gained=gained, lost=lost, net=gained - lost)
+
+
+def _order(results: pd.DataFrame, baseline: str) -> tuple[list[str], list[str]]:
+    """All methods, the baseline first; and the others, those that adapt first, by accuracy at the fewest labels."""
+    few = results[results["fraction"] == results["fraction"].min()]
+    mean = few[few["method"] != baseline].groupby("method", sort=False)["accuracy"].mean()
+    compared = sorted(mean.index, key=lambda m: (not (m in METHODS and METHODS[m].adapts), -mean[m]))
+    return [baseline, *mean.index], compared
+
+
+def _cells(
+    table: pd.DataFrame, wrong: pd.DataFrame, shown: pd.DataFrame, names: Sequence[str]
+) -> dict[tuple[float, str, str], list[object]]:
+    """(fraction, method, label) -> scores in thousandths, counts, and three lists, in the order of classes.js.
+
+    The lists hold pairs: of a wrong name and its share in per cent; of a gained, and of a lost product (its position
+    among those shown) and the name it was given instead. Names are positions in ``names``.
+    """
+    position = {name: i for i, name in enumerate(names)}
+    product = {key: i for i, key in enumerate(shown["id"].unique())}
+    scores = ["f1", "precision", "recall", "difference", "low", "high"]
+    numbers = table[scores].mul(1000).round().astype(int).assign(gained=table["gained"], lost=table["lost"])
+    keys = table[["fraction", "method", "label"]].itertuples(index=False, name=None)
+    cells = {key: [*row, [], [], []] for key, row in zip(keys, numbers.to_numpy().tolist(), strict=True)}
+    for row in wrong.itertuples():
+        cells[row.fraction, row.method, row.label][-3].append((position[row.predicted], round(100 * row.share)))
+    for row in shown.itertuples():
+        lists = cells[row.fraction, row.method, row.label]
+        lists[-2 if row.change == "gained" else -1].append((product[row.id], position[row.instead]))
+    return cells
+
+
+def _examples(changed: pd.DataFrame, each: int = EXAMPLES, most: int = PRODUCTS) -> pd.DataFrame:
+    """Up to ``each`` rows per fraction, method, class and change, of at most ``most`` different products.
+
+    First come products on which most seeds differ, then those that changed at most fractions and methods, so that
+    one picture serves often. Where products are too many, every class keeps its first before any shows its second.
+    """
+    often = changed.groupby(["id", "change"])["method"].transform("size")
+    order = changed.assign(often=often, margin=changed["margin"].abs())
+    order = order.sort_values(["margin", "often", "id"], ascending=[False, False, True])
+    order["rank"] = order.groupby(["fraction", "method", "label", "change"]).cumcount()
+    order = order[order["rank"] < each].sort_values(["rank", "fraction"], kind="stable")
+    return order[order["id"].isin(order["id"].unique()[:most])]
+
+
+def _thumbnails(catalogue: Catalogue, image_rows: np.ndarray) -> list[str | None]:
+    """Pictures as base64 of WebP, about half of JPEG's size so small; None for a product without one."""
+    pictures: list[str | None] = []
+    for row in image_rows:
+        if row < 0 or catalogue.images is None:
+            pictures.append(None)
+            continue
+        file = io.BytesIO()
+        picture = Image.fromarray(catalogue.images[[row]][0])
+        picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(file, "WEBP", quality=70)
+        pictures.append(base64.b64encode(file.getvalue()).decode())
+    return pictures
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -139,21 +446,74 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def _table(frame: pd.DataFrame) -> str:
-    """HTML of a table, its texts escaped."""
-    from markupsafe import Markup
-
-    frame = frame.rename(columns=lambda name: {"ssl": "SSL"}.get(name, name.capitalize()))
-    frame = frame.astype(object).where(frame.notna(), "–")
-    return Markup(frame.to_html(index=False, border=0, float_format=lambda x: f"{x:.3f}", escape=True))
+def _table(frame: pd.DataFrame, heads: int = 1) -> dict[str, object]:
+    """A table's texts; its first ``heads`` columns name the row."""
+    columns = [{"ssl": "SSL"}.get(name, name.capitalize()) for name in frame]
+    rows = [
+        ["–" if pd.isna(x) else f"{x:.3f}" if isinstance(x, float) else str(x) for x in row] for row in frame.values
+    ]
+    return {"columns": columns, "rows": rows, "heads": heads}
 
 
 def _picture(path: Path, title: str, caption: str) -> dict[str, str]:
-    """A saved SVG as a data address, with its title and caption."""
+    """A saved SVG or PNG as a data address, with its title and caption."""
     if not path.is_file():
         raise RunError(f"{path}: not there yet; run `make study` first (or the notebook that writes it)")
+    kind = {".svg": "svg+xml", ".png": "png"}[path.suffix]
     data = base64.b64encode(path.read_bytes()).decode()
-    return {"data": f"data:image/svg+xml;base64,{data}", "title": title, "caption": caption}
+    return {"data": f"data:image/{kind};base64,{data}", "title": title, "caption": caption}
+
+
+def _if_drawn(path: Path, kind: str, title: str) -> list[dict[str, object]]:
+    """A picture that the exploring notebook may have left, with its caption from the .csv beside it.
+
+    Args:
+        kind: what ``figures.caption`` calls it.
+    """
+    if not path.is_file():
+        return []
+    csv = path.with_suffix(".csv")
+    if not csv.is_file():
+        raise RunError(f"{csv}: not there, but {path.name} is; run the notebook that writes both")
+    frame = pd.read_csv(csv, keep_default_na=False, na_values={"similarity": [""]})  # a label may be "None"
+    return [_picture(path, title, figures.caption(kind, frame))]
+
+
+def _explored(study: Study, out: Path, maps: dict[str, str]) -> list[dict[str, object]]:
+    """Per dataset the map and the neighbours, and the interactive map; datasets without any are left out."""
+    found = []
+    for name in study.datasets:
+        stem = out / "figures" / name
+        drawn = _if_drawn(stem.with_name(f"{name}_maps.png"), "maps", f"Maps of {name}")
+        pictures = [picture | {"link": maps.get(name)} for picture in drawn]
+        pictures += _if_drawn(stem.with_name(f"{name}_neighbours.png"), "neighbour_pictures", f"Neighbours in {name}")
+        if pictures or name in maps:
+            found.append({"name": name, "pictures": pictures, "map": maps.get(name)})
+    return found
+
+
+def _measured(study: Study, out: Path) -> list[dict[str, object]]:
+    """Measures of the space, with what each of them is, and cross-modal recall: means over seeds, drawn here from what
+    the exploring notebooks left, figures/<dataset>_measures.csv and <dataset>_recall.csv."""
+    from icssl_lib.explore import MEASURES, over_seeds  # here, since it imports torch
+
+    pictures = []
+    for name, value, draw, title in (
+        ("measures", "value", figures.measures, "Measures of the space"),
+        ("recall", "recall", figures.recall, "Cross-modal recall"),
+    ):
+        paths = [out / "figures" / f"{dataset}_{name}.csv" for dataset in study.datasets]
+        frames = [pd.read_csv(path) for path in paths if path.is_file()]
+        if not frames:
+            continue
+        table = over_seeds(pd.concat(frames, ignore_index=True).drop(columns="n"), value)
+        fig = draw(table)
+        figures.save(fig, table, out / "figures" / name)
+        plt.close(fig)
+        pictures.append(_picture(out / "figures" / f"{name}.svg", title, figures.caption(name, table)))
+        if name == "measures":
+            pictures[-1]["terms"] = {term: text for term, text in MEASURES.items() if (table["measure"] == term).any()}
+    return pictures
 
 
 def _results_figures(results: pd.DataFrame, out: Path) -> list[dict[str, str]]:
@@ -237,87 +597,3 @@ def _notebooks(out: Path) -> dict[str, list[tuple[str, str]]]:
         kind, _, rest = path.stem.partition("-")
         links.setdefault(kind, []).append((rest or kind, f"../notebooks/{target.name}"))
     return links
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{{ study }}: report</title>
-<style>
-:root { color-scheme: light dark; --ink: #1b1b1b; --page: #fff; --soft: #666; --line: #d8d8d8;
-  --row: #f5f5f5; --link: #0550ae; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e4e4; --page: #16181b; --soft: #a0a0a0; --line: #3a3d42; --row: #1f2226; --link: #79b8ff; }
-}
-body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 16px/1.5 system-ui, sans-serif;
-  color: var(--ink); background: var(--page); }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); } h3 { margin-bottom: .3rem; }
-a { color: var(--link); } .soft, figcaption { color: var(--soft); }
-nav a { margin-right: 1rem; white-space: nowrap; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:nth-child(-n+2), td:nth-child(-n+2), .texts td, .texts th { text-align: left; }
-tbody tr:nth-child(even) { background: var(--row); }
-figure { margin: 1rem 0; } figcaption { font-size: .9rem; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-pre { overflow-x: auto; padding: .8rem; background: var(--row); font-size: .8rem; }
-@media (max-width: 45rem) { img { max-width: none; } }
-li { overflow-wrap: anywhere; } .columns { columns: 16rem; font-size: .9rem; }
-</style>
-</head>
-<body>
-{% macro show(p) %}
-<figure><h3>{{ p.title }}</h3>
-<div class="wide"><img src="{{ p.data }}" alt="{{ p.title }}: {{ p.caption }}"></div>
-<figcaption>{{ p.caption }}</figcaption></figure>
-{% endmacro %}
-<h1>{{ study }}</h1>
-<p class="soft">{{ datasets | join(", ") }} · {{ methods | join(", ") }} · {{ seeds }} seed{{ "s" if seeds != 1 }} ·
-{{ "%.0f" | format(minutes) }} minutes of fine-tuning</p>
-<nav><a href="#results">Results</a><a href="#data">Data</a><a href="#adaptation">Adaptation</a>
-<a href="#notebooks">Notebooks</a><a href="#how">How it was made</a></nav>
-
-<h2 id="results">Results</h2>
-<h3>Table 2. Test accuracy by fraction of Train</h3>
-<p>Means over seeds. Rows named “paper” are from Chen and Chou (2022), Table 2, where a dataset here bears a genre's
-name: their catalogues and full-size BERT, so the pattern compares, not the height.</p>
-<div class="wide">{{ table2 }}</div>
-<h3>Difference from BERT (origin)</h3>
-<p>Mean over seeds, in brackets the 95% interval of a paired bootstrap over items and seeds. An interval that holds
-zero does not tell the two apart.</p>
-<div class="wide texts">{{ differences }}</div>
-{% for p in figures %}{{ show(p) }}{% endfor %}
-
-<h2 id="data">Data</h2>
-<h3>Table 1. The catalogues</h3>
-<div class="wide">{{ table1 }}</div>
-{% for p in tails %}{{ show(p) }}{% endfor %}
-{% for name, table in ingest %}
-<h3>Ingest of {{ name }}</h3>
-{% if table %}<div class="wide texts">{{ table }}</div>{% else %}<p>Nothing was dropped or repaired.</p>{% endif %}
-{% endfor %}
-
-<h2 id="adaptation">Adaptation</h2>
-{% for p in space %}{{ show(p) }}{% else %}<p>No method of this study adapts the encoder.</p>{% endfor %}
-
-<h2 id="notebooks">Notebooks, as executed</h2>
-{% for kind, links in notebooks.items() %}
-<details{{ " open" if links | length < 8 }}><summary>{{ kind }} ({{ links | length }})</summary>
-<ul class="columns">
-{% for name, link in links %}<li><a href="{{ link | urlencode }}">{{ name }}</a></li>{% endfor %}
-</ul>
-</details>
-{% endfor %}
-
-<h2 id="how">How it was made</h2>
-{% for machine in machines %}
-<p>{% for key, value in machine.items() %}{{ key }}: {{ value }}{{ " · " if not loop.last }}{% endfor %}</p>
-{% endfor %}
-<details><summary>Configuration, defaults included</summary><pre>{{ configuration }}</pre></details>
-</body>
-</html>
-"""

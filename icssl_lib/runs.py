@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -227,8 +227,9 @@ def check_tables(study: Study) -> None:
 
 
 @contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Only one study at a time in a run folder. The lock falls with its process, however that ends."""
+def locked(out: Path) -> Iterator[int]:
+    """Only one study at a time in a run folder. The lock falls with its process, however that ends, and with every
+    process that was given the yielded file descriptor."""
     import fcntl
 
     out.mkdir(parents=True, exist_ok=True)
@@ -237,7 +238,7 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"{out}: a study runs in this folder already; wait for it, or give another --out") from None
-        yield
+        yield handle.fileno()
 
 
 def snakemake(config: Path, out: Path, *options: str) -> list[str]:
@@ -250,14 +251,30 @@ def snakemake(config: Path, out: Path, *options: str) -> list[str]:
     ]  # fmt: skip
 
 
-def follow(stream: IO[str], log: IO[str], label: str) -> tuple[int, list[Path]]:
-    """Show the DAG's progress as one line with time left, copy all of it to ``log``; jobs done, failed jobs' logs."""
+def written_by(process: subprocess.Popen, log: IO[str]) -> Iterator[str]:
+    """The lines that a process appends to a file which is open for reading, until the process ends.
+
+    Not a pipe: Snakemake would break on one whose reader was killed, before it has cancelled its jobs.
+    """
+    rest = ""
+    while True:
+        ended = process.poll() is not None  # asked before reading, so that the last lines are not missed
+        rest += log.read()
+        *lines, rest = rest.split("\n")
+        yield from lines
+        if ended:
+            yield rest
+            return
+        time.sleep(0.2)
+
+
+def follow(lines: Iterable[str], label: str) -> tuple[int, list[Path]]:
+    """Show the DAG's progress as one line with time left; jobs done, failed jobs' logs."""
     from tqdm import tqdm
 
     failures, in_error, jobs = [], False, 0
     with tqdm(total=None, desc=label, unit="job", smoothing=0.1, mininterval=1) as bar:
-        for line in stream:
-            log.write(line)
+        for line in lines:
             if match := re.match(r"(\d+) of (\d+) steps", line):
                 jobs, bar.total = int(match[1]), int(match[2])
                 bar.update(jobs - bar.n)
@@ -370,7 +387,9 @@ def run_study(config: Path, out: Path, cores: int | None, profile: Path | None =
         known = [str(p.parent) for p in sorted((ROOT / "profiles").glob("*/config*.yaml"))]
         raise ConfigError(f"--profile: {profile} is no folder with a Snakemake profile; there are {', '.join(known)}")
     started, stop = time.perf_counter(), threading.Event()
-    with locked(out), (out / "study.log").open("a", buffering=1) as log:
+    log_file = out / "study.log"
+    with locked(out) as lock, log_file.open("a") as log, log_file.open(errors="replace") as reader:
+        reader.seek(0, os.SEEK_END)
         peak = watch_memory(stop)
         environment = MALLOC | os.environ | {
             "OMP_NUM_THREADS": str(study.runtime.threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
@@ -389,9 +408,10 @@ def run_study(config: Path, out: Path, cores: int | None, profile: Path | None =
                 raise ConfigError(f"runtime.processes: {study.runtime.processes} need as many GPUs; here: {gpus}")
             command += ["--resources", f"gpu={gpus}"]
         with warm.serving(environment) if here else contextlib.nullcontext():
-            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-            process = subprocess.Popen(command, env=environment, text=True, **streams)
-            jobs, failures = follow(process.stdout, log, study.study)
+            # Through a profile Snakemake outlives a killed study while it cancels jobs: the lock stays with it.
+            heirs = [lock] if profile else ()
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=heirs)
+            jobs, failures = follow(written_by(process, reader), study.study)
             failed = process.wait() != 0
         stop.set()
         if failed:

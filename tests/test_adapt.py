@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -9,12 +10,25 @@ import torch
 import toys
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors.torch import load_file
 
 from icssl_lib import adapt as stage
-from icssl_lib.adapt import ImageSource, Towers, adapt, epoch_batches, make_accelerator, make_vision, measure, ssl_pairs
+from icssl_lib.adapt import (
+    ImageSource,
+    Towers,
+    adapt,
+    epoch_batches,
+    load_towers,
+    make_accelerator,
+    make_vision,
+    measure,
+    save,
+    ssl_pairs,
+)
 from icssl_lib.config import RuntimeConfig
-from icssl_lib.encoders import TextTower, load_text
+from icssl_lib.encoders import ModelError, TextTower, load_text
 from icssl_lib.methods import METHODS, Method
+from icssl_lib.runs import piece
 
 ADAPTING = [name for name, method in METHODS.items() if method.adapts]
 
@@ -204,6 +218,85 @@ def test_features_of_a_frozen_tower_are_those_of_its_pixels(toy, tiny_text, tiny
     images = ImageSource(toy, vision, make_accelerator(study.runtime))
     rows = np.array([7, 0, 99])
     torch.testing.assert_close(images[rows], vision.embed(torch.tensor(toy.images[rows])), rtol=1e-4, atol=1e-5)
+
+
+def state(towers) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().cpu().clone() for name, weight in towers.state_dict().items()}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("method", ADAPTING)
+def test_the_towers_come_back_as_they_were_left(method, frozen, toy, tiny_text, tiny_vision, tmp_path, monkeypatch):
+    study = toys.study(tiny_text, tiny_vision, vision={"frozen": frozen})
+    towers = []
+
+    class Seen(Towers):
+        def __init__(self, *parts):
+            super().__init__(*parts)
+            towers.append(self)
+
+    monkeypatch.setattr(stage, "Towers", Seen)
+    folder = piece(tmp_path, "encoders", toy.name, method, 0)
+    save(adapt(method, toy, study, 0, tmp_path, progress=False), folder)
+    back, tokenizer = load_towers(study, tmp_path, toy.name, method, 0)
+
+    left, found = state(towers[0]), state(back)
+    assert left.keys() == found.keys()
+    assert all(torch.equal(left[name], found[name]) for name in left)
+    assert not back.training
+    kept = load_file(folder / "towers.safetensors")
+    assert {name.split(".")[0] for name in kept} == (
+        {"text"} if METHODS[method].pictures == "none" else {"text", "vision"}
+    )
+    assert not [name for name in kept if name.startswith("text.backbone.")]
+    fresh = state(Seen(TextTower(*load_text(study.text.model)[:1], "mean", 16, 2), make_vision(study, tmp_path)))
+    name = "vision.backbone.patch_embed.proj.weight"
+    if name in kept:
+        assert torch.equal(kept[name], fresh[name]) == frozen
+    assert list(tokenizer("alma mug")["input_ids"])
+
+
+def test_the_towers_of_two_processes_are_kept(toy, study, tmp_path):
+    shared = study.model_copy(update={"runtime": RuntimeConfig(device="cpu", processes=2)})
+    save(
+        adapt("convirt", toy, shared, 0, tmp_path, progress=False), piece(tmp_path, "encoders", toy.name, "convirt", 0)
+    )
+    towers, _ = load_towers(study, tmp_path, toy.name, "convirt", 0)
+    pictures = towers.vision.projection(towers.vision.embed(torch.tensor(toy.images[[0, 1]])))
+    fresh = make_vision(study, tmp_path).projection[0].weight
+    assert pictures.shape == (2, study.adapt.projection_dim)
+    assert not torch.equal(towers.vision.projection[0].weight, fresh)
+
+
+def test_the_folder_is_still_a_plain_one(toy, study, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel, pipeline
+
+    adapted = adapt("convirt", toy, study, 0, tmp_path, progress=False)
+    save(adapted, tmp_path / "encoder")
+    assert torch.equal(
+        weights(adapted), torch.cat([p.flatten() for p in AutoModel.from_pretrained(tmp_path / "encoder").parameters()])
+    )
+    tokens = pipeline("feature-extraction", model=str(tmp_path / "encoder"))("alma mug", return_tensors=True)[0]
+    titles = SentenceTransformer(str(tmp_path / "encoder"), device="cpu").encode(["alma mug"])
+    assert titles[0] == pytest.approx(tokens.mean(dim=0).numpy(), abs=1e-5)
+
+
+def test_towers_that_do_not_fit_or_are_not_there(toy, study, tiny_text, tiny_vision, tmp_path):
+    folder = piece(tmp_path, "encoders", toy.name, "simcse", 0)
+    save(adapt("simcse", toy, study, 0, tmp_path, progress=False), folder)
+    wider = toys.study(tiny_text, tiny_vision, adapt={"projection_dim": 24})
+    with pytest.raises(ModelError, match=r"towers.safetensors does not fit the study's settings \(.*size mismatch"):
+        load_towers(wider, tmp_path, toy.name, "simcse", 0)
+    shutil.copytree(folder, piece(tmp_path, "encoders", toy.name, "convirt", 0))  # without a vision tower
+    with pytest.raises(ModelError, match=r"vision\.\S+ is not in both"):
+        load_towers(study, tmp_path, toy.name, "convirt", 0)
+    (folder / "towers.safetensors").write_bytes(b"torn")
+    with pytest.raises(ModelError, match="does not fit"):
+        load_towers(study, tmp_path, toy.name, "simcse", 0)
+    (folder / "towers.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no such file: .*run the adaptation again: .* CONFIG OUT toy simcse 0"):
+        load_towers(study, tmp_path, toy.name, "simcse", 0)
 
 
 # --- what it refuses

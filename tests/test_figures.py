@@ -144,3 +144,134 @@ def test_contact_sheet_has_a_row_per_class():
     fig.canvas.draw()
     assert len(fig.axes) == 2 * 3
     assert sum(len(ax.images) for ax in fig.axes) == 5
+
+
+# --- the explorer's figures
+
+
+def map_frame(n=400, views=("origin", "convirt seed 0"), shift=0.0):
+    """Two groups of products; in the later views all products lie ``shift`` to the right."""
+    rng = np.random.default_rng(0)
+    label = np.array(["mug $", "lamp"])[np.arange(n) % 2]
+    x = 10 * (label == "lamp") + rng.normal(size=n)
+    rows = pd.DataFrame({"position": range(n), "id": "p", "label": label, "x": x, "y": rng.normal(size=n)})
+    return pd.concat([rows.assign(view=view, x=rows["x"] + shift * i) for i, view in enumerate(views)])
+
+
+def neighbour_frame():
+    rows = []
+    for query in (7, 3):
+        for view, labels in (("origin", "xyx"), ("convirt seed 1", "xxx")):
+            rows += [(query, view, r, f"{label}$ title", label, 0.9) for r, label in enumerate(labels)]
+    return pd.DataFrame(rows, columns=["query", "view", "rank", "title", "label", "similarity"])
+
+
+def measure_frame(seeds=3, datasets=("beauty", "hm")):
+    names = ["label agreement", "anisotropy"]
+    rows = [(d, m, n, p) for d in datasets for m in METHODS[:3] for n in names for p in ("all", "head", "tail")]
+    frame = pd.DataFrame(rows, columns=["dataset", "method", "measure", "part"])
+    half = 0.1 if seeds > 1 else np.nan
+    return frame.assign(seeds=seeds, value=0.5, low=0.5 - half, high=0.5 + half)
+
+
+def recall_frame(datasets=("beauty", "hm"), half=0.05):
+    rows = [
+        (d, m, way, k, r, r - half, r + half, k / 400)
+        for d in datasets
+        for m, r in (("convirt", 0.3), ("convirt_shuffled", 0.01))
+        for way in ("title to picture", "picture to title")
+        for k in (1, 5, 10)
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "method", "direction", "k", "recall", "low", "high", "chance"])
+
+
+def test_maps_share_their_axes_and_lay_pictures_where_the_products_are():
+    frame = map_frame()
+    fig = figures.maps(frame, np.zeros((2, 8, 8, 3), np.uint8), [5, 9])
+    fig.canvas.draw()
+    one, two = fig.axes
+    assert [ax.get_title() for ax in fig.axes] == ["BERT (origin)", "ConVIRT, seed 0"]
+    assert one.get_xlim() == two.get_xlim()
+    assert one.get_ylim() == two.get_ylim()
+    assert np.ptp(one.get_xlim()) == pytest.approx(np.ptp(one.get_ylim()))
+    boxes = [a for a in one.artists if hasattr(a, "xybox")]
+    assert [tuple(b.xy) for b in boxes] == [tuple(frame.iloc[i][["x", "y"]]) for i in (5, 9)]
+    drawn = sum(len(c.get_offsets()) for c in one.collections)
+    assert drawn == 400
+
+
+def test_classes_on_a_map_differ_by_marker_and_the_rest_is_grey():
+    frame = map_frame(600).assign(label=lambda f: "c" + (f["position"] % 12).astype(str))
+    fig = figures.maps(frame)
+    handles = fig.legends[0].legend_handles
+    assert [h.get_label() for h in handles] == [*[f"c{i}" for i in (0, 1, 10, 11, 2, 3, 4, 5)], "other classes"]
+    assert len({h.get_marker() for h in handles}) == len(handles)
+    fig = figures.maps(frame.assign(label=""))
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["products"]
+    assert "label" not in figures.caption("maps", frame.assign(label=""))
+
+
+def test_the_caption_of_maps_says_what_moved():
+    assert "half of the products move farther than 0% of" in figures.caption("maps", map_frame())
+    said = figures.caption("maps", map_frame())
+    assert "BERT (origin): 100%; ConVIRT, seed 0: 100%" in said
+    frame = map_frame(shift=30.0)
+    ends = frame[["x", "y"]].quantile([0.01, 0.99]).to_numpy()
+    share = 30 / np.linalg.norm(ends[1] - ends[0])
+    assert f"farther than {share:.0%} of" in figures.caption("maps", frame)
+
+
+def test_neighbours_of_the_products_class_have_a_thick_frame():
+    frame = neighbour_frame()
+    fig = figures.neighbour_pictures(frame, np.zeros((len(frame), 8, 8, 3), np.uint8))
+    fig.canvas.draw()
+    grid = np.array(fig.axes).reshape(2, 7)  # the product; gap and two neighbours, twice
+    shown = np.array([[len(ax.images) for ax in row] for row in grid])
+    assert (shown == [1, 0, 1, 1, 0, 1, 1]).all()
+    thick = np.array([[ax.spines["left"].get_linewidth() > 2 for ax in row] for row in grid]) & (shown == 1)
+    assert (thick == [False, False, False, True, False, True, True]).all()
+    said = figures.caption("neighbour_pictures", frame)
+    assert "The 2 nearest titles of 2 products" in said
+    assert "BERT (origin): 50%; ConVIRT, seed 1: 100%" in said
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_measures_have_a_panel_each_and_say_which_way_is_good(seeds):
+    frame = measure_frame(seeds)
+    fig = figures.measures(frame)
+    fig.canvas.draw()
+    assert [ax.get_title() for ax in fig.axes] == 2 * [
+        "anisotropy\n(lower is better)",
+        "label agreement\n(higher is better)",
+    ]
+    assert [t.get_text() for t in fig.axes[-1].get_xticklabels()] == ["all", "head", "tail"]
+    said = figures.caption("measures", frame)
+    assert "label agreement: BERT (origin) 0.5, SimCSE 0.5, ConVIRT 0.5" in said
+    assert ("95% intervals" in said) == (seeds > 1)
+
+
+def test_the_measures_that_are_explained_have_a_direction():
+    from icssl_lib.explore import MEASURES
+
+    assert list(MEASURES) == list(figures._BETTER)
+    for name, text in MEASURES.items():
+        assert f"{figures._BETTER[name].capitalize()} " in text
+
+
+@pytest.mark.parametrize("half", [0.05, np.nan])
+def test_recall_stands_beside_chance(half):
+    frame = recall_frame(half=half)
+    fig = figures.recall(frame)
+    fig.canvas.draw()
+    assert len(fig.axes) == 4
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["1", "5", "10"]
+    lines = next(c for c in fig.axes[0].collections if c.get_label() == "chance").get_segments()
+    assert [segment[0][1] for segment in lines] == pytest.approx([1 / 400, 5 / 400, 10 / 400])
+    assert fig.axes[0].get_ylim()[0] == 0
+    assert fig.axes[0].get_ylim()[1] > 0.3
+    said = figures.caption("recall", frame)
+    assert "among the 10 nearest" in said
+    assert (
+        "beauty: ConVIRT 30.0% and 30.0%, ConVIRT, shuffled pairs (control) 1.0% and 1.0% (chance 2.5% and 2.5%)"
+        in said
+    )

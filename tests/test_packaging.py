@@ -200,6 +200,8 @@ def out(study: Study, tmp_path: Path) -> Path:
     for suffix in ("png", "svg", "csv"):
         write(f"figures/figure5.{suffix}")
     write("report/index.html", '<h2>Table 2</h2><h2>Figure 5</h2><img src="data:image/png;base64,"><a href="../x">')
+    for kind in ("map", "classes"):
+        write(f"report/{kind}-toy.html", "<p>a page</p>")
     return tmp_path
 
 
@@ -219,6 +221,7 @@ def test_check_accepts_a_whole_study(study: Study, out: Path) -> None:
         "notebooks/05_figure5.html",
         "figures/figure5.csv",
         "report/index.html",
+        "report/map-toy.html",
     ],
 )
 def test_check_misses_a_file(study: Study, out: Path, name: str) -> None:
@@ -238,6 +241,7 @@ def test_check_misses_a_file(study: Study, out: Path, name: str) -> None:
         ("records/toy/origin/seed0.json", "0123456789abcdef", "fedcba9876543210"),
         ("report/index.html", "data:image/png;base64,", "figures/table2.png"),
         ("report/index.html", "Figure 5", "Figure"),
+        ("report/classes-toy.html", "<p>", "<script src=x.js></script><p>"),
     ],
 )
 def test_check_sees_a_wrong_value(study: Study, out: Path, name: str, old: str, new: str) -> None:

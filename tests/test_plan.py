@@ -104,7 +104,7 @@ def test_the_dag_is_snakemakes(root, tmp_path):
     command = runs.snakemake(config, tmp_path, "--dry-run", "--quiet", "rules")
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rules = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
-    for stage in ("pretrain", "catalogue", "adapt", "finetune"):
+    for stage in ("pretrain", "catalogue", "adapt", "finetune", "explore"):
         assert stages.jobs[stages.stage == stage].sum() == int(rules[stage]), stage
     assert table["total"]["jobs"] == int(rules["total"]) - 1  # the target `all`
     steps = stages.set_index(["stage", "method"]).steps
@@ -113,7 +113,7 @@ def test_the_dag_is_snakemakes(root, tmp_path):
     assert stages.hours.isna().all()
     shown = planning.show(table)
     assert "Hours: measure them where" in shown
-    assert re.search(r"^ *total +72 ", shown, re.MULTILINE)
+    assert re.search(r"^ *total +75 ", shown, re.MULTILINE)
 
 
 def test_paper_scale_without_network(tmp_path):
@@ -211,7 +211,7 @@ def test_plan_of_the_smoke_study_is_saved_and_runs_nothing(root, tmp_path, capsy
     plan = json.loads(saved.read_text())
     assert plan["total"]["hours"] > plan["total"]["wall_hours"] > plan["total"]["hours"] / 2
     stages = {(row["stage"], row["method"]): row["jobs"] for row in plan["stages"]}
-    assert len(stages) == 2 + 1 + 3 + 5 + 1
+    assert len(stages) == 2 + 1 + 3 + 5 + 1 + 1
     assert (stages["pretrain", "vision"], stages["adapt", "simcse"], stages["finetune", "tfidf"]) == (1, 2, 2)
     said = capsys.readouterr().out
     assert f"{plan['total']['jobs'] + 1} jobs are left to run" in said

@@ -14,7 +14,18 @@ import pytest
 
 from icssl_lib import runs, warm
 from icssl_lib.config import AdaptConfig, FinetuneConfig, RuntimeConfig, Study
-from icssl_lib.runs import RunError, collect, digest, execute, locked, own_gpus, parameters_of, piece
+from icssl_lib.runs import (
+    RunError,
+    collect,
+    digest,
+    execute,
+    follow,
+    locked,
+    own_gpus,
+    parameters_of,
+    piece,
+    written_by,
+)
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="forks and sockets")
 
@@ -198,6 +209,11 @@ def test_second_study_in_a_folder_is_refused(tmp_path):
             pytest.fail("two studies in one folder")
         with locked(tmp_path / "other"):
             pass
+    with locked(tmp_path / "run") as lock:
+        heir = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
+    with pytest.raises(RunError), locked(tmp_path / "run"):
+        pytest.fail("a process that was given the lock still lives")
+    heir.communicate(b"\n")
     with locked(tmp_path / "run"):
         pass
 
@@ -216,6 +232,21 @@ def test_lock_falls_with_a_killed_process(tmp_path):
         holder.communicate()
     with locked(tmp_path):
         pass
+
+
+@POSIX
+def test_a_log_is_followed_to_its_last_line(tmp_path):
+    path = tmp_path / "log"
+    path.write_text("of an earlier call\n")
+    code = "import sys, time\nfor i in range(3): print(f'{i + 1} of 3 steps (x%) done', flush=True); time.sleep(0.3)\n"
+    code += "print('Error in rule a:'); print('    log: logs/a.log (check it)', end='')"
+    with path.open("a") as log, path.open() as reader:
+        reader.seek(0, os.SEEK_END)
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=log)
+        lines = list(written_by(process, reader))
+    assert lines[:3] == [f"{i} of 3 steps (x%) done" for i in (1, 2, 3)]
+    assert lines[3:] == ["Error in rule a:", "    log: logs/a.log (check it)"]
+    assert follow(lines, "toy") == (3, [Path("logs/a.log")])
 
 
 @POSIX

@@ -120,7 +120,7 @@ def test_fractions_are_nested(results, study, out):
 
 def test_executed_notebooks_ran_through_and_show_pictures(out):
     notebooks = sorted((out / "notebooks").glob("*.ipynb"))
-    assert len(notebooks) == 2 + 1 + 3 * 2 + 5 * 2 + 2
+    assert len(notebooks) == 2 + 1 + 3 * 2 + 5 * 2 + 2 + 1
     for path in notebooks:
         code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
         outputs = [output for cell in code for output in cell.outputs]
