@@ -93,11 +93,13 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
             warm.install_kernel(Path(sockets))
         # Without an `ip` of its own each kernel binds "kernel-ipc" in the working folder, and takes another's calls.
         ipc = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
+        # A widget's state is of no use without its kernel: megabytes, and a page that asks a server for code.
+        settings = {"KernelManager": ipc, "NotebookClient": {"store_widget_state": False}}
         for attempt in (1, 2):
             try:
                 papermill.execute_notebook(
                     str(notebook), str(failed), parameters, kernel_name="python3", progress_bar=False,
-                    log_output=True, cwd=str(notebook.parent), config=Config({"KernelManager": ipc}), start_timeout=600,
+                    log_output=True, cwd=str(notebook.parent), config=Config(settings), start_timeout=600,
                 )  # fmt: skip
             except papermill.PapermillExecutionError as error:
                 raise RunError(f"{notebook.name}: {error.ename}: {error.evalue} (all of it: {failed})") from None

@@ -169,6 +169,13 @@ def ask(address: str, arguments: list[str]) -> int:
         return int(connection.recv(16) or b"1")
 
 
+def _interrupt(*_: object) -> None:
+    """Interrupt once. The death of a study that has threads is signalled once for each; a second interrupt would keep
+    Snakemake from cancelling its jobs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def install_kernel(folder: Path) -> None:
     """For this process, make the kernel "python3" one that the server forks."""
     spec = folder / "kernels" / "python3"
@@ -185,6 +192,7 @@ def main(arguments: list[str]) -> int:
         os._exit(0)  # at once: an interpreter with torch takes seconds to tidy up
     if arguments[0] == "dag":  # Snakemake is some seconds old when it reads a Snakefile, which could watch as well
         exit_with_study()
+        signal.signal(signal.SIGINT, _interrupt)  # a shell's background job would ignore it
         from snakemake.cli import main as snakemake
 
         snakemake(arguments[1:])  # exits by itself

@@ -31,8 +31,8 @@ STEPS = ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154")  # viridis, ligh
 OTHER, UNKNOWN = "other classes", "no prediction"
 HELP = (
     "<b>Hover</b> over a point to see the product; <b>click</b> it for its neighbours; <b>draw</b> around points, with "
-    "the lasso button on or after a long press, to see what they share. Wheel and drag zoom and pan. What you do in one "
-    "map shows in all. The same place means the same neighbours; distances between far groups mean little."
+    "the lasso button on or after a long press, to see what they share. Wheel and drag zoom and pan. What you do in "
+    "one map shows in all. The same place means the same neighbours; distances between far groups mean little."
 )
 
 
@@ -214,7 +214,9 @@ class Explorer(ipywidgets.VBox):
     def _build(self, height: int) -> None:
         import jscatter
 
-        titled = [(s, escape(name)) for s, name in zip(self._scatters, self._views, strict=True)]
+        maps = jscatter.link(list(zip(self._scatters, map(escape, self._views), strict=True)), row_height=height)
+        for column in maps.children:
+            column.children[0].layout.margin = "0"  # else JupyterLab sets the first map's title higher than the others'
         self._neighbours = Cards(self._choose)
         self._region = Cards(self._choose)
         self._labels, self._words = ipywidgets.HTML(layout={"margin": "0 48px 0 0"}), ipywidgets.HTML()
@@ -248,7 +250,7 @@ class Explorer(ipywidgets.VBox):
             ipywidgets.HBox([self._colour, self._query, self._clear], layout={"flex_flow": "row wrap"}),
             self._status,
             self._output,
-            jscatter.link(titled, row_height=height),
+            maps,
             self._legend,
             self._tabs,
         ]
@@ -339,7 +341,7 @@ class Explorer(ipywidgets.VBox):
 
     def _try(self, do: Callable[..., None], *arguments: object) -> None:
         """Errors of a question belong on the screen: an exception in a callback is seen by nobody."""
-        self._output.clear_output()
+        self._output.outputs = ()
         with self._output:
             try:
                 do(*arguments)

@@ -107,11 +107,14 @@ def ran(page: "Page", timeout: float) -> None:
     page.get_by_text("| Idle").wait_for()
 
     def begun() -> bool:
-        """A click before JupyterLab knows its kernel is lost; one clicks again."""
+        """A click before JupyterLab knows its kernel does nothing; one clicks again."""
         page.locator('[data-command="notebook:restart-run-all"]').first.click()
         page.locator(".jp-Dialog button.jp-mod-accept").click()
-        page.wait_for_timeout(5000)
-        return prompts.first.inner_text() != "[ ]:"
+        for _ in range(75):
+            page.wait_for_timeout(200)
+            if prompts.first.inner_text() != "[ ]:":
+                return True
+        return False
 
     wait(begun, 60)
     failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
@@ -325,7 +328,8 @@ def screenshots(root: Path, config: Path, out: Path, into: Path, where: Path) ->
                 page.wait_for_timeout(3000)
                 hover(page, MAPS[1])
                 save(page, into / "explore-lab.png")
-        with browser.opened(chromium, (out / "report" / "map-beauty.html").as_uri(), **size) as page:
+        page_size = {"width": 1280, "height": 860}
+        with browser.opened(chromium, (out / "report" / "map-beauty.html").as_uri(), **page_size) as page:
             page.wait_for_timeout(1500)
             page.locator("#examples button").first.click()
             page.wait_for_timeout(1500)
