@@ -364,7 +364,7 @@ def recall(table: pd.DataFrame) -> Figure:
     """
     directions, methods = list(table["direction"].unique()), list(table["method"].unique())
     fig, axes = _panels(list(table["dataset"].unique()), rows=len(directions), sharey=True)
-    ks = sorted(table["k"].unique())
+    ks, top = sorted(table["k"].unique()), 1.08 * np.nanmax(table[["recall", "high", "chance"]].to_numpy(float))
     for row, direction in zip(axes, directions, strict=True):
         for ax, (dataset, group) in zip(row, table.groupby("dataset", sort=False), strict=True):
             group = group[group["direction"] == direction]
@@ -373,8 +373,7 @@ def recall(table: pd.DataFrame) -> Figure:
                 _dots(ax, method, np.arange(len(ks)) + _beside(i, methods), rows["recall"], rows["low"], rows["high"])
             chance = group.groupby("k")["chance"].first().reindex(ks)
             ax.hlines(chance, np.arange(len(ks)) - 0.4, np.arange(len(ks)) + 0.4, "0.35", lw=1.2, label="chance")
-            ax.margins(y=0.1)
-            ax.set(xticks=range(len(ks)), xticklabels=ks, xlim=(-0.5, len(ks) - 0.5), ylim=(0, None))
+            ax.set(xticks=range(len(ks)), xticklabels=ks, xlim=(-0.5, len(ks) - 0.5), ylim=(0, top))
             if direction == directions[-1]:
                 ax.set_xlabel("k, the nearest that count")
             if direction == directions[0]:

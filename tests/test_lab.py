@@ -212,7 +212,7 @@ def page(root, run, tmp_path_factory) -> "Iterator[Page]":
     folder = notebook(root, where / "notebooks", config=str(config), out=str(out), dataset="toy")
     with browser.started() as chromium, lab(folder, where) as address:
         with browser.opened(chromium, address, width=1500, height=1250, allow=LOOPBACK, ignore=IGNORE) as opened:
-            ran(opened, 150)
+            ran(opened, 400)
             opened.locator(MAPS[0]).scroll_into_view_if_needed()
             yield opened
 
