@@ -21,10 +21,10 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 # moved clone; then, or when its Python is gone, .venv is made anew.
 USABLE := $(shell test "$$(cat .venv/stamp 2>/dev/null)" = "$$(pwd -P)" && .venv/bin/python -V 2>/dev/null)
 
-.PHONY: help study plan test scale slurm lab lint lock unusable
+.PHONY: help study plan test lessons scale slurm lab lint lock unusable
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s  %s\n", $$1, $$2}' Makefile
 
 study: .venv/stamp  ## run a study, from data to report (CONFIG=config/quick.yaml, CORES=all); resumes where it stopped
 	.venv/bin/python -m icssl_lib.runs study "$(CONFIG)" $(if $(CORES),--cores $(CORES)) \
@@ -44,6 +44,9 @@ scale: .venv/stamp  ## the paper's scale, here: 200,000 products, full-size towe
 	MALLOC_ARENA_MAX=1 .venv/bin/python tests/paper_scale.py --method simcse --precision bf16 --batch 1024 --chunk 64 \
 		--steps 1 --out figures/scale/steps.csv
 	.venv/bin/python -m icssl_lib.publish
+
+lessons: .venv/stamp  ## execute every lesson and its solution; each within two minutes (ARGS="03 07" for some)
+	.venv/bin/python tests/lessons.py $(ARGS)
 
 slurm: .venv/stamp  ## run the smoke study on a Slurm of one node, started for it (Debian, as root)
 	bash tests/slurm_study.sh
