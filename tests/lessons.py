@@ -33,6 +33,7 @@ def execute(notebook: Path, output: Path, limit: float) -> tuple[float, float, s
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
 
     failed = output.with_suffix(".failed.ipynb")
     failed.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +43,7 @@ def execute(notebook: Path, output: Path, limit: float) -> tuple[float, float, s
         papermill.execute_notebook(
             str(notebook), str(failed), kernel_name="python3", progress_bar=False, cwd=str(notebook.parent),
             timeout_func=lambda _: max(1, started + limit - time.monotonic()),
+            config=Config({"NotebookClient": {"store_widget_state": False}}),  # as icssl_lib.runs.execute
         )  # fmt: skip
     except CellTimeoutError:
         problem = f"took longer than {limit:.0f} s"
