@@ -1,4 +1,4 @@
-"""The lessons' pictures that move, in a real, headless Chromium: in JupyterLab, and on a page without a kernel."""
+"""The lessons' pictures that move, in a real, headless Chromium, on a page without a kernel."""
 
 import json
 import re
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import browser
 import pytest
-import test_lab
 
 from icssl_lib import lessons
 
@@ -72,19 +71,6 @@ def slides(page: "Page") -> None:
     low, high = sorted(seen)
     assert low < float(first[0]) < high
     assert (abs(seen[low] - seen[high]).max(axis=2) > 60).mean() > 0.02  # another picture, not another caption
-
-
-def test_the_temperature_slider_changes_the_plot_in_jupyterlab(root, chromium, tmp_path):
-    lessons.workshop()
-    folder, name = tmp_path / "notebooks", "02_infonce.ipynb"
-    folder.mkdir()
-    (folder / name).write_text(json.dumps(up_to(root, name, "lessons.slider(")))
-    with test_lab.lab(folder, tmp_path) as address:
-        address = address.replace(test_lab.NOTEBOOK, name)
-        with browser.opened(chromium, address, allow=test_lab.LOOPBACK, ignore=test_lab.IGNORE) as page:
-            test_lab.ran(page, 120)
-            assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
-            slides(page)
 
 
 def test_the_temperature_slider_changes_the_plot_on_a_page(root, chromium, tmp_path):
