@@ -1,6 +1,6 @@
 """Execute every lesson and every solution, as `make lessons` does.
 
-    .venv/bin/python tests/lessons.py [03 07] [--limit 120]
+    .venv/bin/python tests/lessons.py [03 07] [--limit 120] [--warm] [--jobs 2]
 
 Fails when a notebook fails or takes longer than the limit, or when a self-check says anything but "Not yet" to a
 lesson's stub and "Right" to its solution. Executed notebooks go to runs/lessons/executed; runs/lessons/times.csv has
@@ -8,12 +8,16 @@ seconds and memory. What is newer than its notebook and the library is not execu
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pandas as pd
@@ -79,11 +83,12 @@ def is_new(output: Path, notebook: Path) -> bool:
     return output.is_file() and output.stat().st_mtime > max(p.stat().st_mtime for p in [notebook, *library])
 
 
-def run(lessons: Path, out: Path, only: list[str], limit: float) -> pd.DataFrame:
-    """Execute the lessons, then their solutions, one at a time.
+def run(lessons: Path, out: Path, only: list[str], limit: float, jobs: int = 1) -> pd.DataFrame:
+    """Execute the lessons, then their solutions.
 
     Args:
         only: beginnings of file names ("03"); empty: all.
+        jobs: at a time; with more than one, memory is that of all of them.
 
     Returns: notebook, seconds, peak_gb, problem: what times.csv holds, those of earlier calls among them.
     """
@@ -95,27 +100,52 @@ def run(lessons: Path, out: Path, only: list[str], limit: float) -> pd.DataFrame
     out.mkdir(parents=True, exist_ok=True)
     known = pd.read_csv(times, keep_default_na=False) if times.is_file() else pd.DataFrame(columns=COLUMNS)
     rows = known.set_index("notebook").T.to_dict()
-    for notebook in (bar := tqdm(chosen, unit="notebook")):
+
+    def one(notebook: Path) -> tuple[str, float, float, str] | None:
         name = notebook.relative_to(lessons).with_suffix("").as_posix()
         output = out / "executed" / f"{name}.ipynb"
-        bar.set_description(name)
         if is_new(output, notebook) and rows.get(name, {}).get("problem") == "":
-            continue
+            return None
         output.unlink(missing_ok=True)
-        seconds, peak, problem = execute(notebook, output, limit)
-        rows[name] = {"seconds": round(seconds, 1), "peak_gb": round(peak, 2), "problem": problem}
-        tqdm.write(f"{name:30} {seconds:6.1f} s  {peak:4.1f} GB  {problem or 'ok'}")
-        order = [path.relative_to(lessons).with_suffix("").as_posix() for path in found]
-        table = pd.DataFrame([{"notebook": n, **rows[n]} for n in ["workshop", *order] if n in rows], columns=COLUMNS)
-        with written_whole(times) as partial:
-            table.to_csv(partial, index=False)
+        return name, *execute(notebook, output, limit)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        done = [pool.submit(one, notebook) for notebook in chosen]
+        for future in tqdm(as_completed(done), total=len(done), unit="notebook"):
+            if future.result() is None:
+                continue
+            name, seconds, peak, problem = future.result()
+            rows[name] = {"seconds": round(seconds, 1), "peak_gb": round(peak, 2), "problem": problem}
+            tqdm.write(f"{name:30} {seconds:6.1f} s  {peak:4.1f} GB  {problem or 'ok'}")
+            order = [path.relative_to(lessons).with_suffix("").as_posix() for path in found]
+            listed = [n for n in ["workshop", *order] if n in rows]
+            table = pd.DataFrame([{"notebook": n, **rows[n]} for n in listed], columns=COLUMNS)
+            with written_whole(times) as partial:
+                table.to_csv(partial, index=False)
     return pd.read_csv(times, keep_default_na=False)
+
+
+@contextlib.contextmanager
+def warm_kernels() -> Iterator[None]:
+    """Notebooks in this block run in forks of one process that has the imports, as a study's do on a CPU."""
+    from icssl_lib import warm
+
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="icssl") as folder, warm.serving(os.environ):
+        warm.install_kernel(Path(folder))
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("only", nargs="*", help="beginnings of file names; default: all")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for each (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default: %(default)s)")
+    parser.add_argument("--warm", action="store_true", help="kernels that have imported already: spares 10 s each")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"  # a lesson that asks a hub for anything is wrong
     os.environ.pop("MPLBACKEND", None)  # with "Agg" a kernel would show no figure
@@ -124,7 +154,8 @@ def main() -> int:
     started = time.monotonic()
     _, out = lessons.workshop()
     print(f"the workshop's catalogue and encoders: {time.monotonic() - started:.1f} s")
-    times = run(ROOT / "notebooks" / "lessons", out, options.only, options.limit)
+    with warm_kernels() if options.warm else contextlib.nullcontext():
+        times = run(ROOT / "notebooks" / "lessons", out, options.only, options.limit, options.jobs)
     print(times.to_string(index=False))
     return int((times["problem"] != "").any())
 

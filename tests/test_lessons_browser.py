@@ -1,4 +1,4 @@
-"""The lessons' pictures that move, in a real, headless Chromium, on a page without a kernel."""
+"""The lessons' pictures that move, in a real, headless Chromium: on a page without a kernel, and in JupyterLab."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import browser
 import pytest
+from lab import IGNORE, LOOPBACK, lab, ran
 
 from icssl_lib import lessons
 
@@ -106,3 +107,18 @@ def plays(page: "Page") -> None:
     assert (abs(browser.pixels(page, ".animation img").astype(int) - first).max(axis=2) > 60).mean() > 0.005
     player.locator("button[title='Previous frame']").click()
     assert int(position.input_value()) == last - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "moves"),
+    [("02_infonce.ipynb", "lessons.slider(", slides), ("03_simcse.ipynb", "lessons.animate(", plays)],
+)
+def test_pictures_move_in_jupyterlab(root, chromium, tmp_path, name, call, moves):
+    lessons.workshop()
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (folder / name).write_text(json.dumps(up_to(root, name, call)))
+    with lab(folder, tmp_path, name) as address:
+        with browser.opened(chromium, address, width=1300, height=1200, allow=LOOPBACK, ignore=IGNORE) as page:
+            ran(page, 400)
+            moves(page)

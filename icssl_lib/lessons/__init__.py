@@ -131,9 +131,13 @@ class Moving:
         return {"text/html": self.page, "image/png": base64.b64encode(self.still).decode(), "text/plain": "picture"}
 
 
+# JupyterLab, in command mode, takes arrow keys from all that has the focus but elements with this attribute.
+_OWN_KEYS = 'data-lm-suppress-shortcuts="true"'
+
 # Frames lie on top of each other; the one whose number the slider bears is shown.
 _SLIDER = """<figure class="icssl-slider" style="margin: 0">
-<label>{name} <input type="range" min="0" max="{last}" value="{start}" style="width: 22em; vertical-align: middle"
+<label>{name} <input type="range" {keys} min="0" max="{last}" value="{start}"
+ style="width: 22em; vertical-align: middle"
  oninput="const f = this.closest('figure'); f.querySelectorAll('img').forEach((img, i) =>
  {{ img.style.display = i == this.value ? 'block' : 'none'; if (i == this.value)
  f.querySelector('output').textContent = img.alt; }})"></label> <output>{value}</output>
@@ -172,7 +176,9 @@ def slider(
         f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
         for i, (label, picture) in enumerate(zip(labels, pictures, strict=True))
     )
-    page = _SLIDER.format(name=html.escape(name), last=len(grid) - 1, start=start, value=labels[start], frames=frames)
+    page = _SLIDER.format(
+        name=html.escape(name), keys=_OWN_KEYS, last=len(grid) - 1, start=start, value=labels[start], frames=frames
+    )
     return Moving(page, pictures[start])
 
 
@@ -203,6 +209,7 @@ def animate(animation: Animation, fps: float = 8, most: int = 10**6) -> Moving:
         page = animation.to_jshtml(fps=fps, embed_frames=True, default_mode="once")
     page = re.sub(r'<link rel="stylesheet"\s+href="https?://[^>]*>', "", page)
     page = re.sub(r'<i class="fa fa-([a-z -]+)"></i>', lambda icon: _ICONS[icon[1]], page)
+    page = page.replace("<input ", f"<input {_OWN_KEYS} ")
     if len(page) > most:
         raise ValueError(
             f"the animation takes {len(page) / 1e6:.1f} MB of {most / 1e6:.1f}: draw fewer or smaller frames"
