@@ -54,11 +54,15 @@ class VisionTower(nn.Module):
     """A timm model without its classifier, projected.
 
     Call: pixels uint8 (N, S, S, 3) -> (N, D). With ``frozen`` the backbone neither trains nor uses dropout, and
-    `forward` takes its features (N, F), as `embed` returns them, so that they can be computed once.
+    `forward` takes its features (N, F), as `embed` returns them, so that they can be computed once. With ``size``
+    pictures are first brought to that edge, in pixels.
     """
 
-    def __init__(self, backbone: nn.Module, projection_dim: int, depth: int, frozen: bool = False) -> None:
+    def __init__(
+        self, backbone: nn.Module, projection_dim: int, depth: int, frozen: bool = False, size: int | None = None
+    ) -> None:
         super().__init__()
+        self.size = size
         self.backbone, self.frozen = backbone.requires_grad_(not frozen), frozen
         self.projection = projection(backbone.num_features, projection_dim, depth)
         settings = backbone.pretrained_cfg
@@ -71,10 +75,91 @@ class VisionTower(nn.Module):
         return self
 
     def embed(self, pixels: Tensor) -> Tensor:
-        return self.backbone((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)  # (N, F)
+        x = pixels.permute(0, 3, 1, 2).float()  # (N, 3, S, S)
+        if self.size and self.size != x.shape[-1]:
+            x = nn.functional.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return self.backbone((x - self.mean) / self.std)  # (N, F)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projection(x if self.frozen else self.embed(x))
+
+
+def hide_words(ids: Tensor, words: Tensor, mask_id: int, vocabulary: int, share: float = 0.15) -> tuple[Tensor, Tensor]:
+    """Choose words at random, anew at each call: 80% of them become the mask, 10% any token, 10% stay as they are
+    (Devlin et al., 2019).
+
+    Args:
+        ids: (N, T).
+        words: bool (N, T), false at padding and special tokens, which are never chosen.
+        vocabulary: "any token" is below it.
+        share: the probability of a word to be chosen.
+
+    Returns: ids to read (N, T); the words chosen, bool (N, T).
+    """
+    chosen, fate = (torch.rand(ids.shape, device=ids.device) for _ in range(2))
+    chosen = words & (chosen < share)
+    read = torch.where(chosen & (fate < 0.8), mask_id, ids)
+    return torch.where(chosen & (fate >= 0.9), torch.randint_like(ids, vocabulary), read), chosen
+
+
+class _HandsOn(nn.Module):
+    """In the place of a transformers encoder: its hidden states are those that it is given."""
+
+    def forward(self, *_: None, inputs_embeds: Tensor, **__: None):
+        from transformers.modeling_outputs import BaseModelOutput
+
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
+
+
+class MaskedWords(nn.Module):
+    """Guesses hidden words of titles (Devlin et al., 2019).
+
+    Call: input_ids (N, T), attention_mask (N, T) -> (N, 2): the summed cross-entropy, in nats, of a title's hidden
+    words, and how many they are. The encoder is the text tower's and no part of this module, which holds the head.
+
+    Args:
+        encoder: a transformers encoder.
+        head: the same with a head for masked language modelling; only the head is used, its output layer tied to
+            ``encoder``'s embeddings where the model's configuration says so.
+        special: ids that are no words.
+        vocabulary: the number of ids.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, special: list[int], mask_id: int, vocabulary: int) -> None:
+        super().__init__()
+        setattr(head, head.base_model_prefix, encoder)
+        head.tie_weights()
+        setattr(head, head.base_model_prefix, _HandsOn())
+        self.head, self._encoder, self.mask_id, self.vocabulary = head, [encoder], mask_id, vocabulary
+        self.register_buffer("special", torch.tensor(special), persistent=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        words = attention_mask.bool() & ~torch.isin(input_ids, self.special)
+        read, chosen = hide_words(input_ids, words, self.mask_id, self.vocabulary)
+        hidden = self._encoder[0](input_ids=read, attention_mask=attention_mask).last_hidden_state
+        logits = self.head(inputs_embeds=hidden[chosen][None]).logits[0]  # of hidden words alone: (M, vocabulary)
+        each = nn.functional.cross_entropy(logits.float(), input_ids[chosen], reduction="none")  # (M,)
+        nats = each.new_zeros(len(input_ids)).index_add(0, chosen.nonzero()[:, 0], each)
+        return torch.stack([nats, chosen.sum(dim=1).to(nats.dtype)], dim=1)
+
+
+def load_words(model: str, encoder: nn.Module, tokenizer) -> MaskedWords:
+    """The head for masked language modelling that the hub name or folder holds, or a fresh one, on ``encoder``.
+
+    Raises: ModelError: transformers has no such head for this kind of encoder, or the tokenizer has no mask.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    if tokenizer.mask_token_id is None:
+        raise ModelError(f"text.model: the tokenizer of '{model}' has no mask token, which masked language models need")
+    try:
+        head = AutoModelForMaskedLM.from_pretrained(model, dtype=torch.float32)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"text.model: '{model}' cannot be a masked language model: {str(error).splitlines()[0]}"
+        ) from error
+    vocabulary = min(len(tokenizer), head.config.vocab_size)
+    return MaskedWords(encoder, head, tokenizer.all_special_ids, tokenizer.mask_token_id, vocabulary)
 
 
 def load_text(model: str):
@@ -102,7 +187,8 @@ def load_text(model: str):
 
 
 def load_vision(config: VisionConfig) -> nn.Module:
-    """A timm model without classifier; position embeddings are interpolated to ``config.image_size``.
+    """A timm model without classifier; position embeddings are interpolated to ``config.image_size``. With
+    ``config.random`` its weights are drawn from torch's generator.
 
     Raises: ModelError: unknown timm name, checkpoint that is missing or does not fit, or no network.
     """
@@ -110,20 +196,20 @@ def load_vision(config: VisionConfig) -> nn.Module:
 
     if ":" not in config.model and not timm.is_model(config.model):  # hf-hub:name, local-dir:folder
         raise ModelError(f"vision.model: timm has no '{config.model}'; {nearest(config.model, timm.list_models())}")
-    options = {"num_classes": 0}
-    if config.checkpoint is not None:
+    options = {"num_classes": 0, "pretrained": not config.random}
+    if config.checkpoint is not None and not config.random:
         if not config.checkpoint.is_file():
             raise ModelError(f"vision.checkpoint: no such file: {config.checkpoint}")
         if config.checkpoint.suffix != ".safetensors":
             raise ModelError(f"vision.checkpoint: {config.checkpoint.name}: only .safetensors files are read")
     try:
-        if config.checkpoint is not None:
+        if config.checkpoint is not None and not config.random:
             weights = _without_classifier(load_file(config.checkpoint), config.model)
             options |= {"pretrained_cfg_overlay": {"state_dict": weights, "num_classes": 0}}  # 0: all must fit
         try:
-            backbone = timm.create_model(config.model, pretrained=True, img_size=config.image_size, **options)
+            backbone = timm.create_model(config.model, img_size=config.image_size, **options)
         except TypeError:  # a convolutional network takes any size, and no img_size
-            backbone = timm.create_model(config.model, pretrained=True, **options)
+            backbone = timm.create_model(config.model, **options)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"vision.model: cannot load weights of '{config.model}': {str(error).splitlines()[0]}. Without network, "
@@ -156,13 +242,17 @@ def take(tokens: dict[str, Tensor], index: Tensor, device: torch.device) -> dict
 
 
 @torch.inference_mode()
-def embed_titles(backbone: nn.Module, tokenizer, titles: list[str], text: TextConfig, batch_size: int = 256) -> Tensor:
-    """Pooled embeddings of titles in their order, without dropout and before projection: float32 (N, H)."""
+def embed_titles(backbone: nn.Module, tokenizer, titles: list[str], text: TextConfig, batch_size: int = 64) -> Tensor:
+    """Pooled embeddings of titles in their order, without dropout and before projection: float32 (N, H).
+
+    Titles of like length share a batch, so that little is padded.
+    """
     backbone.eval()
     tower = TextTower(backbone, text.pooling, projection_dim=1, depth=0)
     tokens = tokenize(tokenizer, titles, text.max_tokens)
-    batches = torch.arange(len(titles)).split(batch_size)
-    return torch.cat([tower.embed(**take(tokens, i, backbone.device)).float().cpu() for i in batches])
+    order = tokens["attention_mask"].sum(dim=1).argsort(stable=True)
+    rows = [tower.embed(**take(tokens, i, backbone.device)).float().cpu() for i in order.split(batch_size)]
+    return torch.cat(rows)[order.argsort()]
 
 
 def save_pretrained(model, tokenizer, folder: Path) -> None:

@@ -17,9 +17,10 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from icssl_lib.adapt import Batch, Towers, make_accelerator
+from icssl_lib.adapt import Batch, Towers, make_accelerator, precision_here
 from icssl_lib.config import load_config
 from icssl_lib.encoders import TextTower, VisionTower
+from icssl_lib.fast import fast
 from icssl_lib.methods import METHODS
 from icssl_lib.plan import adapt_steps, data_of, make_backbone
 from icssl_lib.scale import WholeBatch
@@ -53,15 +54,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="default: the study's")
     parser.add_argument("--chunk", type=int, help="gradient caching: rows at a time")
     parser.add_argument("--tokens", type=int, default=16, help="of each title")
-    parser.add_argument("--precision", choices=["no", "bf16"], help="default: the study's")
+    parser.add_argument("--compile", action="store_true", help="layers go through torch.compile")
+    parser.add_argument("--precision", choices=["no", "auto", "bf16"], help="default: the study's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="a CSV that the row is added to, in the place of one like it")
     options = parser.parse_args()
 
     study = load_config(options.config)
-    precision = options.precision or study.runtime.precision
-    update = {"device": options.device, "precision": precision, "threads": torch.get_num_threads()}
-    accelerator = make_accelerator(study.runtime.model_copy(update=update))
+    asked = options.precision or study.runtime.precision
+    update = {"device": options.device, "precision": asked, "threads": torch.get_num_threads()}
+    runtime = study.runtime.model_copy(update=update)
+    accelerator, precision = make_accelerator(runtime), precision_here(runtime)
     device, config = accelerator.device, study.adapt
     n = options.batch or config.batch_size
     text, vision = make_backbone(study, "text"), None
@@ -91,14 +94,15 @@ def main() -> None:
         return loss.item()
 
     few = min(n, 8)  # counted on few rows: under the counter gradients of chunks pile up in memory
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, fast(towers, study.runtime.fast):  # compiled code is not counted
         losses = [step(few)]
     seconds, began = [], time.perf_counter()
-    while len(seconds) < options.steps or time.perf_counter() - began < options.seconds:
-        started = time.perf_counter()
-        losses.append(step())
-        synchronise(device)
-        seconds.append(time.perf_counter() - started)
+    with fast(towers, study.runtime.fast, options.compile):
+        while len(seconds) < options.steps or time.perf_counter() - began < options.seconds:
+            started = time.perf_counter()
+            losses.append(step())
+            synchronise(device)
+            seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)
     if not all(map(torch.isfinite, map(torch.tensor, losses))):
         raise SystemExit(f"a loss is not finite: {losses}")
@@ -117,6 +121,7 @@ def main() -> None:
         "precision": precision,
         "batch": n,
         "chunk": options.chunk or "",
+        "compiled": options.compile,
         "parameters_m": round(sum(p.numel() for p in towers.parameters()) / 1e6),
         "steps": len(seconds),
         "seconds_per_step": round(median, 4),
@@ -134,7 +139,7 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         rows = pd.DataFrame([row])
         if options.out.exists():
-            what = ["device", "study", "method", "precision", "batch", "chunk"]
+            what = ["device", "study", "method", "precision", "batch", "chunk", "compiled"]
             rows = pd.concat([pd.read_csv(options.out), rows]).drop_duplicates(what, keep="last")
         rows.to_csv(options.out, index=False)
 

@@ -1,0 +1,204 @@
+"""The fast path: the same mathematics with less work.
+
+Three things are wasted in a step on a CPU. A batch is padded to its longest title, so with titles of 4 to 36 tokens a
+third to a half of it is nothing; dropout draws one random number after another, one per element; and a ViT's first
+layer, a matrix product, goes by way of a convolution.
+
+Inside `fast` an encoder takes the same padded rows and returns the same padded hidden states. But its linear layers,
+norms and dropouts see the real tokens of all rows laid end to end (as in ByteTransformer, Zhai et al., 2023), attention
+alone goes back to rows, and four elements share one 64-bit random number. Outside the block the model is transformers'
+own: that is the plain path, the reference, and tests/test_fast.py holds this one to it in values and gradients.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "icssl_fast"
+
+
+class _Dropout(torch.autograd.Function):
+    """Keeps an element with probability k / 65,536, the nearest to 1 - p, and divides it by just that."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        dropped = round(p * 65536)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        scale = torch.empty(x.shape, dtype=x.dtype)  # 0 or 1 / (1 - p); made of bool it would take twice as long
+        torch.ge(bits[: x.numel()].view(x.shape), dropped - 32768, out=scale).mul_(65536 / (65536 - dropped))
+        ctx.save_for_backward(scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (scale,) = ctx.saved_tensors
+        return gradient * scale, None
+
+
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """Independent dropout of each element (Srivastava et al., 2014), drawn from torch's generator, 16 bits for each.
+
+    Args: x: any shape. p: in [0, 1], rounded to a multiple of 1 / 65,536. On a GPU it is torch's own.
+    """
+    if not training or p == 0:
+        return x
+    if x.device.type != "cpu" or round(p * 65536) >= 65536:
+        return nn.functional.dropout(x, p)
+    return _Dropout.apply(x, p)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    real: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface for tokens laid end to end.
+
+    Args:
+        query, key, value: (1, heads, tokens, head_dim).
+        attention_mask: bool (N, 1, 1, T), true at real tokens: where the tokens lie in N rows of T.
+        sliding_window: a token sees those nearer than this.
+        real: (tokens,), the mask's true places in the flattened rows, where they are known already.
+
+    Returns: (1, tokens, heads, head_dim), None.
+    """
+    n, _, _, length = attention_mask.shape
+    if real is None:
+        real = attention_mask.flatten().nonzero().squeeze(1)
+
+    def rows(x: Tensor) -> Tensor:  # -> (N, heads, T, head_dim), zeros where padded
+        flat = x[0].transpose(0, 1).flatten(1)  # (tokens, heads * head_dim)
+        padded = flat.new_zeros(n * length, flat.shape[1]).index_copy(0, real, flat)
+        return padded.view(n, length, -1, x.shape[-1]).transpose(1, 2)
+
+    mask = attention_mask
+    if sliding_window is not None and sliding_window < length:
+        at = torch.arange(length, device=mask.device)
+        mask = mask & ((at[:, None] - at[None, :]).abs() < sliding_window)
+    q, k, v = rows(query), rows(key), rows(value)
+    if dropout == 0 or q.device.type != "cpu":
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    else:  # torch's own would go the same way, and look for rows without a key besides
+        score = (q @ k.mT) * (scaling or q.shape[-1] ** -0.5)
+        score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
+        out = _drop(score.softmax(-1), dropout) @ v
+    flat = out.transpose(1, 2).reshape(n * length, -1).index_select(0, real)
+    return flat.view(1, len(real), -1, v.shape[-1]), None
+
+
+_drop = dropout  # `dropout` is a number in transformers' interface
+AttentionInterface.register(NAME, attend)
+
+
+def can_unpad(model: PreTrainedModel) -> bool:
+    """Whether the encoder asks transformers' attention interface and counts positions as a row alone does."""
+    return (
+        model._supports_attention_backend
+        and model.config.model_type in {"bert", "modernbert", "distilbert", "electra"}
+        and not getattr(model.config, "is_decoder", False)
+        and "position_ids" in inspect.signature(model.forward).parameters
+    )
+
+
+@contextlib.contextmanager
+def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iterator[None]:
+    """While the block runs, ``model`` goes the fast path.
+
+    Args:
+        model: towers, an encoder or a classifier. A transformers encoder inside is called with input_ids and
+            attention_mask, (N, T) each; one that `can_unpad` does not know pads as before.
+        enabled: False changes nothing.
+        compiled: layers that are alike go through torch.compile, which takes half a minute to begin with: for long
+            trainings on a GPU.
+    """
+    encoder = next((m.base_model for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    changed: list[nn.Module] = []
+
+    def replace(module: nn.Module, forward: Any) -> None:
+        module.forward = forward
+        changed.append(module)
+
+    implementation = encoder.config._attn_implementation if encoder is not None else None
+    layers = [layer for module in model.modules() if _alike(module) for layer in module] if enabled and compiled else ()
+    for layer in layers:
+        if "forward" not in vars(layer):
+            replace(layer, torch.compile(layer.forward))
+    for module in model.modules() if enabled else ():
+        if "forward" in vars(module):  # on that path already
+            continue
+        if isinstance(module, nn.Dropout):
+            replace(module, functools.partial(_dropout_of, module))
+        elif isinstance(module, nn.Conv2d) and _cuts_patches(module):
+            replace(module, functools.partial(patches, module))
+        elif module is encoder and can_unpad(encoder):
+            replace(module, _unpadded(encoder))
+            encoder.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward  # the class's own is seen again
+            if module is encoder:
+                encoder.config._attn_implementation = implementation
+
+
+def _alike(module: nn.Module) -> bool:
+    """Whether it is a row of layers of one class that have parts: one of them is compiled for all."""
+    row = isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1
+    return row and len({type(layer) for layer in module}) == 1 and len(list(module[0].children())) > 0
+
+
+def _dropout_of(module: nn.Dropout, x: Tensor) -> Tensor:
+    return dropout(x, module.p, module.training)
+
+
+def _cuts_patches(module: nn.Conv2d) -> bool:
+    """Whether each input pixel goes into one output pixel, as in a ViT's first layer."""
+    whole = module.kernel_size == module.stride and module.padding == (0, 0) and module.dilation == (1, 1)
+    return whole and module.groups == 1
+
+
+def patches(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution whose windows do not meet, as one matrix product: (N, C, H, W) -> (N, D, H / k, W / k)."""
+    (high, wide), (n, channels, height, width) = module.kernel_size, x.shape
+    rows, columns = height // high, width // wide
+    x = x[..., : rows * high, : columns * wide].reshape(n, channels, rows, high, columns, wide)
+    flat = x.permute(0, 2, 4, 1, 3, 5).reshape(n * rows * columns, -1)
+    out = nn.functional.linear(flat, module.weight.flatten(1), module.bias)
+    return out.view(n, rows, columns, -1).permute(0, 3, 1, 2)
+
+
+def _unpadded(encoder: PreTrainedModel) -> Any:
+    plain, pooler = encoder.forward, getattr(encoder, "pooler", None)
+
+    def forward(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
+        options = {name: value for name, value in options.items() if value is not None}  # a classifier names them all
+        n, length = input_ids.shape
+        mask = attention_mask.bool()
+        real = mask.flatten().nonzero().squeeze(1)  # (tokens,)
+        position = torch.arange(length, device=mask.device).expand(n, length).flatten()[real][None]
+        # A mask of four dimensions reaches `attend` as it is. On a GPU `real` again in each layer would be a wait.
+        options |= {"attention_mask": mask[:, None, None], "position_ids": position, "real": real}
+        output = plain(input_ids.flatten()[real][None], **options)
+        hidden = output.last_hidden_state[0]  # (tokens, H)
+        padded = hidden.new_zeros(n * length, hidden.shape[1]).index_copy(0, real, hidden)
+        output.last_hidden_state = padded.view(n, length, -1)
+        if pooler is not None:  # it took the first token of all
+            output.pooler_output = pooler(output.last_hidden_state)
+        return output
+
+    return forward

@@ -1,0 +1,285 @@
+"""The fast path against the plain one: values, gradients, dropout's statistics, and what it really computes."""
+
+import copy
+
+import pytest
+import torch
+import toys
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    RobertaConfig,
+)
+
+from icssl_lib import adapt, finetune
+from icssl_lib.encoders import TextTower, take
+from icssl_lib.fast import can_unpad, dropout, fast
+from icssl_lib.finetune import MeanPooledClassifier
+
+SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+ENCODERS = {
+    "bert": BertConfig(**SHAPE),
+    "electra": ElectraConfig(**SHAPE, embedding_size=16),
+    "distilbert": DistilBertConfig(vocab_size=90, dim=32, n_layers=2, n_heads=2, hidden_dim=48),
+    "modernbert": ModernBertConfig(**SHAPE, **SPECIAL, local_attention=8, classifier_pooling="mean"),
+}
+
+
+def titles(lengths: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random tokens, (N, T) with T the longest, padded on the right."""
+    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(3, 90, mask.shape, generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def without_dropout(config):
+    """A model of this shape whose training mode draws nothing."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(copy.deepcopy(config)).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_values_and_gradients_are_those_of_the_plain_path(name):
+    model, tokens = without_dropout(ENCODERS[name]), titles([14, 3, 9, 1, 14])
+    assert can_unpad(model)
+    real = tokens["attention_mask"].bool()
+    weights = torch.randn(5, 14, 32)
+    found = {}
+    for enabled in (False, True):
+        model.zero_grad()
+        with fast(model, enabled):
+            hidden = model(**tokens).last_hidden_state
+        (hidden * weights)[real].sum().backward()
+        found[enabled] = hidden[real].detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    (plain, of_plain), (quick, of_fast) = found[False], found[True]
+    torch.testing.assert_close(quick, plain, atol=2e-5, rtol=1e-4)
+    assert of_plain.keys() == of_fast.keys()
+    assert len(of_plain) > 10
+    assert sum(g.abs().sum() > 0 for g in of_fast.values()) > 10
+    for parameter, gradient in of_plain.items():
+        torch.testing.assert_close(of_fast[parameter], gradient, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_compiled_layers_give_the_same(name, monkeypatch):
+    seen, compile_ = [], torch.compile
+
+    def spy(function):
+        seen.append(type(function.__self__).__name__)
+        return compile_(function, backend="eager", fullgraph=True)  # traced as on a GPU, and run as it is
+
+    monkeypatch.setattr(torch, "compile", spy)
+    model, found = without_dropout(ENCODERS[name]), []
+    tower = TextTower(model, "mean", 8, 2)
+    several = [14, 3, 9, 1, 14], [4, 8, 11], [16, 5]  # the second shape is the general one, and serves the third
+    for lengths in several:
+        for compiled in (False, True):
+            tower.zero_grad()
+            with fast(tower, True, compiled):
+                rows = tower(**titles(lengths))
+            rows.square().sum().backward()
+            found.append((rows.detach(), [p.grad.clone() for p in tower.parameters() if p.grad is not None]))
+        (plain, of_plain), (quick, of_compiled) = found[-2:]
+        torch.testing.assert_close(quick, plain, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(of_compiled, of_plain, atol=2e-4, rtol=1e-3)
+    layers = getattr(model.config, "num_hidden_layers", None) or model.config.n_layers
+    assert len(seen) == 3 * layers  # the projection's layers are not alike
+    assert len(set(seen)) == 1
+    torch.compiler.reset()
+
+
+def test_a_vits_blocks_are_compiled_and_no_other_layer(monkeypatch):
+    import timm
+
+    seen, model = [], timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
+    monkeypatch.setattr(torch, "compile", lambda function: seen.append(type(function.__self__).__name__) or function)
+    with torch.inference_mode(), fast(model, True, True):
+        model(torch.rand(1, 3, 32, 32))
+    assert seen == ["Block"] * 12
+    with fast(model, False, True):  # the plain path has none
+        assert len(seen) == 12
+    with fast(model):
+        assert len(seen) == 12
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_classifier_gives_the_same_logits(name):
+    config = copy.deepcopy(ENCODERS[name])
+    config.num_labels = 5
+    model, tokens = AutoModelForSequenceClassification.from_config(config).eval(), titles([6, 11, 2])
+    with torch.inference_mode():
+        plain = model(**tokens).logits
+        with fast(model):
+            quick = model(**tokens).logits
+        again = model(**tokens).logits
+    torch.testing.assert_close(quick, plain, atol=1e-5, rtol=1e-4)
+    assert torch.equal(again, plain)  # nothing of the fast path is left
+
+
+def test_the_mean_pooled_classifier_gives_the_same_logits(tiny_text):
+    model, tokens = MeanPooledClassifier(str(tiny_text), 4).eval(), titles([7, 2, 5])
+    tokens["input_ids"] %= model.backbone.config.vocab_size
+    with torch.inference_mode():
+        plain = model(**tokens)
+        with fast(model):
+            torch.testing.assert_close(model(**tokens), plain, atol=1e-5, rtol=1e-4)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=9))
+def test_any_lengths_give_the_embeddings_of_each_title_alone(lengths):
+    model, tokens = without_dropout(ENCODERS["modernbert"]).eval(), titles(lengths)
+    tower = TextTower(model, "mean", 8, 2).eval()
+    with torch.inference_mode():
+        with fast(model):
+            together = tower.embed(**tokens)
+        for i in range(len(lengths)):
+            alone = tower.embed(**take(tokens, torch.tensor([i]), torch.device("cpu")))
+            torch.testing.assert_close(together[i : i + 1], alone, atol=2e-5, rtol=1e-4)
+
+
+def test_linear_layers_see_real_tokens_only():
+    model, tokens, seen = without_dropout(ENCODERS["bert"]), titles([14, 3, 9, 1]), []
+    layer = model.encoder.layer[0].intermediate.dense
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1].numel()))
+    model(**tokens)
+    with fast(model):
+        model(**tokens)
+    assert seen == [4 * 14, 14 + 3 + 9 + 1]
+
+
+def test_an_encoder_that_counts_positions_otherwise_keeps_padding_and_its_values():
+    model = AutoModel.from_config(RobertaConfig(**SHAPE, pad_token_id=1)).eval()
+    tokens = titles([5, 2])
+    assert not can_unpad(model)
+    plain = model(**tokens).last_hidden_state
+    with fast(model):
+        torch.testing.assert_close(model(**tokens).last_hidden_state, plain)
+
+
+def test_the_path_ends_with_its_block_also_after_an_error_and_holds_when_nested():
+    model = without_dropout(ENCODERS["bert"])
+
+    def fails():
+        with fast(model):
+            with fast(model):
+                model(**titles([3, 2]))
+            assert "forward" in vars(model)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert not [m for m in model.modules() if "forward" in vars(m)]
+    assert model.config._attn_implementation != "icssl_fast"
+
+
+@pytest.mark.parametrize(("kernel", "size", "bias"), [(16, 64, True), (8, 20, False), ((4, 6), 24, True)])
+def test_a_vits_first_layer_gives_the_values_and_gradients_of_the_convolution(kernel, size, bias):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 10, kernel, stride=kernel, bias=bias)
+    found = {}
+    for enabled in (False, True):
+        x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        layer.zero_grad()
+        with fast(layer, enabled):
+            assert ("forward" in vars(layer)) == enabled
+            y = layer(x)
+        (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+        found[enabled] = [y.detach(), x.grad, *(p.grad.clone() for p in layer.parameters())]
+    assert len(found[True]) == 3 + bias
+    for quick, plain in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(quick, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_a_convolution_with_overlap_is_left_alone():
+    for layer in (nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 2, stride=2, padding=1), nn.Conv2d(4, 8, 2, stride=2, groups=2)):
+        with fast(layer):
+            assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_has_the_rate_the_mean_and_the_variance_of_torchs_own(p):
+    torch.manual_seed(0)
+    x = torch.ones(1 << 20)
+    kept = dropout(x, p)
+    n, q = x.numel(), 1 - p
+    assert kept.unique().tolist() == pytest.approx([0.0, 1 / q], rel=1e-4)
+    assert abs((kept > 0).float().mean().item() - q) < 5 * (p * q / n) ** 0.5
+    assert abs(kept.mean().item() - 1) < 5 * (p / q / n) ** 0.5
+    rows = (kept > 0).float().view(-1, 4)  # four share a random number
+    assert (torch.corrcoef(rows.T) - torch.eye(4)).abs().max() < 5 / (n / 4) ** 0.5
+    lag = (kept[1:] > 0).float(), (kept[:-1] > 0).float()
+    assert abs(torch.corrcoef(torch.stack(lag))[0, 1].item()) < 5 / n**0.5
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (5, 7), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_sends_the_gradient_where_the_value_went(shape, dtype):
+    torch.manual_seed(1)
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    y = dropout(x, 0.4)
+    assert (y.shape, y.dtype) == (x.shape, dtype)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad * x.detach(), y.detach(), rtol=2e-2, atol=1e-6)
+
+
+def test_dropout_repeats_with_the_seed_differs_without_and_is_idle_in_evaluation():
+    x = torch.randn(100)
+    torch.manual_seed(0)
+    first, second = dropout(x, 0.5), dropout(x, 0.5)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, 0.5), first)
+    assert not torch.equal(first, second)
+    assert dropout(x, 0.5, training=False) is x
+    assert dropout(x, 0.0) is x
+    assert torch.equal(dropout(x, 1.0), torch.zeros(100))
+
+
+def test_two_passes_of_a_title_have_dropouts_of_their_own():
+    torch.manual_seed(0)
+    model = AutoModel.from_config(ENCODERS["bert"]).train()
+    tokens = {name: x.repeat_interleave(2, dim=0) for name, x in titles([9, 4]).items()}
+    with fast(model):
+        hidden = model(**tokens).last_hidden_state
+    assert (hidden[0] - hidden[1]).abs().max() > 1e-2
+    assert (hidden[2, :4] - hidden[3, :4]).abs().max() > 1e-2
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """A text encoder without dropout, so that two paths can be held to each other."""
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    return toys.save_text(tmp_path_factory.mktemp("calm") / "text", **rates)
+
+
+@pytest.mark.parametrize("method", ["simcse", "convirt"])
+def test_adaptation_without_dropout_ends_with_the_weights_of_the_plain_path(method, toy, calm, tiny_vision, tmp_path):
+    ends = {}
+    for quick in (True, False):
+        study = toys.study(calm, tiny_vision, runtime={"device": "cpu", "fast": quick})
+        ends[quick] = adapt.adapt(method, toy, study, 0, tmp_path, progress=False)
+    torch.testing.assert_close(
+        torch.tensor(ends[True].history.loss), torch.tensor(ends[False].history.loss), atol=1e-4, rtol=1e-3
+    )
+    for (name, a), b in zip(ends[True].backbone.named_parameters(), ends[False].backbone.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-2, msg=name)
+
+
+def test_finetuning_without_dropout_predicts_what_the_plain_path_predicts(toy, calm, tiny_vision):
+    read = {}
+    for quick in (True, False):
+        study = toys.study(calm, tiny_vision, runtime={"device": "cpu", "fast": quick})
+        read[quick] = finetune.classify("origin", str(calm), toy, study, 1.0, 0).predictions
+    assert (read[True].predicted == read[False].predicted).mean() > 0.95
+    assert (read[True].confidence - read[False].confidence).abs().median() < 1e-3
