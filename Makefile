@@ -21,7 +21,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 # moved clone; then, or when its Python is gone, .venv is made anew.
 USABLE := $(shell test "$$(cat .venv/stamp 2>/dev/null)" = "$$(pwd -P)" && .venv/bin/python -V 2>/dev/null)
 
-.PHONY: help study plan test lessons scale slurm lab lint lock unusable
+.PHONY: help study plan test lessons bench scale slurm lab lint lock unusable
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s  %s\n", $$1, $$2}' Makefile
@@ -38,11 +38,16 @@ test: .venv/stamp  ## the whole test suite (ARGS="-k losses" for a part)
 
 scale: .venv/stamp  ## the paper's scale, here: 200,000 products, full-size towers (31 GB of disk, an hour on 2 cores)
 	.venv/bin/python tests/scale_ingest.py --kill 3 --out figures/scale/ingest.csv
-	.venv/bin/python tests/paper_scale.py --chunk 8 --precision bf16 --out figures/scale/steps.csv
-	MALLOC_ARENA_MAX=1 .venv/bin/python tests/paper_scale.py --method simcse --precision bf16 --batch 64 \
+	.venv/bin/python tests/paper_scale.py --chunk 8 --precision auto --out figures/scale/steps.csv
+	MALLOC_ARENA_MAX=1 .venv/bin/python tests/paper_scale.py --method simcse --precision auto --batch 64 \
 		--steps 1 --out figures/scale/steps.csv
-	MALLOC_ARENA_MAX=1 .venv/bin/python tests/paper_scale.py --method simcse --precision bf16 --batch 1024 --chunk 64 \
+	MALLOC_ARENA_MAX=1 .venv/bin/python tests/paper_scale.py --method simcse --precision auto --batch 1024 --chunk 64 \
 		--steps 1 --out figures/scale/steps.csv
+	.venv/bin/python -m icssl_lib.publish
+
+bench: .venv/bench  ## speed beside what users would run instead, and how cost grows (half an hour on 2 quiet cores)
+	.venv/bin/python tests/bench.py $(ARGS)
+	.venv/bin/python tests/growth.py
 	.venv/bin/python -m icssl_lib.publish
 
 lessons: .venv/stamp  ## execute every lesson and its solution; each within two minutes (ARGS="03 07" for some)
@@ -60,9 +65,17 @@ lint: .venv/stamp  ## ruff on code and notebooks; notebooks hold no outputs
 	find notebooks -name '*.ipynb' ! -path '*/.ipynb_checkpoints/*' \
 		-exec .venv/bin/python -m nbstripout --verify --keep-id {} +
 
-lock: .venv/stamp  ## write requirements.lock from pyproject.toml (UPGRADE=--upgrade for the newest versions)
-	.venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes \
-		--no-emit-index-url --no-header --no-annotate $(UPGRADE) --quiet -o requirements.lock
+COMPILE = .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate --quiet
+
+lock: .venv/stamp  ## write the lock files from pyproject.toml (UPGRADE=--upgrade for the newest versions)
+	$(COMPILE) --extra cluster --extra dev $(UPGRADE) -o requirements.lock
+	$(COMPILE) --extra bench --constraints requirements.lock $(UPGRADE) -o requirements-bench.lock
+
+# The peers of `make bench`, beside all else in .venv.
+.venv/bench: .venv/stamp requirements-bench.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements-bench.lock
+	@touch $@
 
 # The stamp goes first and comes back last: whatever stops in between, the next call starts over.
 NO_PYTHON = no Python 3.11 or newer with its venv module$(if $(PYTHON), at '$(PYTHON)'). Install one \

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from icssl_lib.config import load_config
-from icssl_lib.methods import METHODS
+from icssl_lib.methods import METHODS, adapted_by, entry_of
 from icssl_lib.runs import ROOT, digest
 
 STUDY_FILE = config["study"]
@@ -18,13 +18,14 @@ RUN = f"'{sys.executable}' -m icssl_lib.warm run"
 EXECUTE = f"{RUN} execute '{NOTEBOOKS}/{{params.notebook}}.ipynb' '{{output.notebook}}' 'config={STUDY_FILE}' 'out={OUT}'"
 PIECE = "dataset={wildcards.dataset} method={wildcards.method} seed={wildcards.seed}"
 TRAIN = f"{EXECUTE} {PIECE} --gpus {{resources.gpu}}"
-ADAPTED = [m for m in STUDY.methods if METHODS[m].adapts]
+ADAPTED = [m for m in STUDY.methods if m in METHODS and METHODS[m].adapts]  # variants are not looked at on maps
 AFTER = "convirt" if "convirt" in ADAPTED else ADAPTED[0] if ADAPTED else None  # what the maps show beside origin
+ASKED = {"cost": "figures/cost.csv", "beyond": "figures/compare.csv", "ablations": "figures/ablations.csv"}
 PRETRAINED = [t for t, name in (("text", STUDY.text.model), ("vision", STUDY.vision.model)) if name == "pretrained"]
 
 
 def gpus(wildcards):
-    trains = METHODS[wildcards.method].classifier != "tfidf" and STUDY.runtime.device != "cpu"
+    trains = entry_of(STUDY, wildcards.method).classifier != "tfidf" and STUDY.runtime.device != "cpu"
     return STUDY.runtime.processes if trains else 0
 
 
@@ -47,14 +48,26 @@ def pieces(kind, suffix, methods=STUDY.methods):
     return expand(kind + "/{d}/{m}/seed{k}" + suffix, d=STUDY.datasets, m=methods, k=STUDY.seeds)
 
 
-def encoder_of(wildcards):
-    if wildcards.method in ADAPTED:
-        return f"encoders/{wildcards.dataset}/{wildcards.method}/seed{wildcards.seed}/config.json"
-    return ["pretrained/text/config.json"] if "text" in PRETRAINED else []
+def towers_read(wildcards):
+    """What a classifier starts from: the encoder that a method adapted, or the study's; the vision tower."""
+    made_by, entry = adapted_by(STUDY, wildcards.method), entry_of(STUDY, wildcards.method)
+    text, vision = not made_by and entry.classifier != "image", entry.looks
+    adapted = [f"encoders/{wildcards.dataset}/{made_by}/seed{wildcards.seed}/config.json"] if made_by else []
+    return adapted + [f"pretrained/{t}/config.json" for t in PRETRAINED if (text if t == "text" else vision)]
+
+
+def finetune_digest(wildcards):
+    own, looks = STUDY.of(wildcards.method), entry_of(STUDY, wildcards.method).looks
+    return digest(own.text, own.finetune, own.runtime, *([own.vision] if looks else []))
+
+
+def adapt_digest(wildcards):
+    own = STUDY.of(wildcards.method)
+    return digest(own.text, own.vision, own.adapt, own.runtime)
 
 
 def towers_of(wildcards):
-    towers = PRETRAINED if METHODS[wildcards.method].pictures != "none" else [t for t in PRETRAINED if t == "text"]
+    towers = PRETRAINED if entry_of(STUDY, wildcards.method).pictures != "none" else [t for t in PRETRAINED if t == "text"]
     return expand("pretrained/{tower}/config.json", tower=towers)
 
 
@@ -118,8 +131,8 @@ rule adapt:
         notebook="notebooks/02_adapt-{dataset}-{method}-seed{seed}.ipynb",
     params:
         notebook="02_adapt",
-        digest=digest(STUDY.text, STUDY.vision, STUDY.adapt, STUDY.runtime),
-    priority: lambda w: 80 if METHODS[w.method].pictures != "none" else 70
+        digest=adapt_digest,
+    priority: lambda w: 80 if entry_of(STUDY, w.method).pictures != "none" else 70
     resources:
         gpu=gpus,
         cpus_per_task=cpus,
@@ -130,14 +143,14 @@ rule adapt:
 rule finetune:
     input:
         "catalogues/{dataset}/catalogue.json",
-        encoder_of,
+        towers_read,
     output:
         record="records/{dataset}/{method}/seed{seed}.json",
         predictions="predictions/{dataset}/{method}/seed{seed}.parquet",
         notebook="notebooks/03_finetune-{dataset}-{method}-seed{seed}.ipynb",
     params:
         notebook="03_finetune",
-        digest=digest(STUDY.text, STUDY.finetune, STUDY.runtime),
+        digest=finetune_digest,
     priority: lambda w: 60 - STUDY.seeds.index(int(w.seed)) / 100  # a whole seed first, then the next
     resources:
         gpu=gpus,
@@ -195,10 +208,56 @@ rule explore:
     shell: f"{EXECUTE} dataset={{wildcards.dataset}} after={AFTER} seed={STUDY.seeds[0]} > {{log}} 2>&1"
 
 
+rule cost:
+    input:
+        "figures/table2.csv",
+        "figures/figure5.csv",
+        expand("report/map-{d}.html", d=STUDY.datasets) if ADAPTED else [],
+        [ASKED[name] for name in STUDY.notebooks if name != "cost"],
+    output:
+        table="figures/cost.csv",
+        exports="figures/onnx.csv",
+        figure="figures/accuracy_cost.png",
+        notebook="notebooks/06_cost.ipynb",
+    params:
+        notebook="06_cost",
+    threads: workflow.cores  # alone, so that no other job disturbs its times
+    log: "logs/06_cost.log",
+    shell: f"{EXECUTE} > {{log}} 2>&1"
+
+
+rule beyond:
+    input:
+        "results.csv",
+        pieces("predictions", ".parquet"),
+    output:
+        table="figures/compare.csv",
+        figure="figures/factor.csv",
+        notebook="notebooks/07_beyond.ipynb",
+    params:
+        notebook="07_beyond",
+    log: "logs/07_beyond.log",
+    shell: f"{EXECUTE} > {{log}} 2>&1"
+
+
+rule ablations:
+    input:
+        "results.csv",
+        pieces("predictions", ".parquet"),
+    output:
+        table="figures/ablations.csv",
+        notebook="notebooks/08_ablations.ipynb",
+    params:
+        notebook="08_ablations",
+    log: "logs/08_ablations.log",
+    shell: f"{EXECUTE} > {{log}} 2>&1"
+
+
 rule report:
     input:
         "figures/table2.csv",
         "figures/figure5.csv",
+        [ASKED[name] for name in STUDY.notebooks],
         expand("report/map-{d}.html", d=STUDY.datasets) if ADAPTED else [],
     output:
         "report/index.html",

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from icssl_lib.config import Study, load_config
-from icssl_lib.methods import METHODS
+from icssl_lib.methods import adapted_by, entry_of
 
 COLUMNS = "dataset,method,fraction,seed,n_train,accuracy,macro_f1,head_macro_f1,tail_macro_f1,split_hash,seconds"
 NOTEBOOKS = ["01_catalogue", "02_adapt", "03_finetune", "04_table2", "05_figure5", "explore_embeddings"]
@@ -40,7 +40,7 @@ def problems(study: Study, out: Path, rows: int | None = None, gain: float | Non
         return
     yield from _results(study, results, rows)
     yield from _runs(study, out, results)
-    yield from _presented(study.datasets, out)
+    yield from _presented(study.datasets, [*NOTEBOOKS, *(f"*_{name}" for name in study.notebooks)], out)
     if gain is not None:
         yield from _gain(study, results, gain)
 
@@ -68,10 +68,11 @@ def _runs(study: Study, out: Path, results: pd.DataFrame) -> Iterator[str]:
     for dataset, method, seed in itertools.product(study.datasets, study.methods, study.seeds):
         name = f"{dataset}/{method}/seed{seed}"
         files = [out / f"predictions/{name}.parquet", out / f"records/{name}.json"]
-        if METHODS[method].adapts:
+        entry, own = entry_of(study, method), study.of(method)
+        if adapted_by(study, method) == method:
             files += [out / f"encoders/{name}" / file for file in HF_FOLDER]
-        if METHODS[method].classifier == "finetune":
-            kept = [f"f{round(100 * fraction):03d}" for fraction in study.finetune.keep_classifiers]
+        if entry.classifier in ("finetune", "distilled"):
+            kept = [f"f{round(100 * fraction):03d}" for fraction in own.finetune.keep_classifiers]
             files += [out / f"classifiers/{name}" / fraction / file for fraction in kept for file in HF_FOLDER]
         absent = [f"{file.relative_to(out)}: absent or empty" for file in files if not _has_content(file)]
         yield from absent
@@ -81,6 +82,8 @@ def _runs(study: Study, out: Path, results: pd.DataFrame) -> Iterator[str]:
         record = json.loads(files[1].read_text(encoding="utf-8"))
         if not set(of_run["split_hash"]) <= set(re.findall(r"[0-9a-f]{16,}", json.dumps(record))):
             yield f"records/{name}.json: does not hold the split's hash"
+        if (read := {row.get("test_readings") for row in record["fractions"]}) != {1}:
+            yield f"records/{name}.json: Test was read {read} times by a classifier, expected once"
         items = pd.read_parquet(files[0])
         accuracy = (items["label"] == items["predicted"]).groupby(items["fraction"]).mean()
         stated = of_run.set_index("fraction")["accuracy"]
@@ -88,9 +91,9 @@ def _runs(study: Study, out: Path, results: pd.DataFrame) -> Iterator[str]:
             yield f"predictions/{name}.parquet: its accuracies are not those of results.csv"
 
 
-def _presented(datasets: Iterable[str], out: Path) -> Iterator[str]:
+def _presented(datasets: Iterable[str], notebooks: Iterable[str], out: Path) -> Iterator[str]:
     """Executed notebooks, figures with their data, and pages that need nothing beside them."""
-    for notebook in NOTEBOOKS:
+    for notebook in notebooks:
         executed = list(out.glob(f"notebooks/**/{notebook}*.ipynb"))
         if not executed or not list(out.glob(f"notebooks/**/{notebook}*.html")):
             yield f"notebooks/{notebook}*: no executed .ipynb with its .html"

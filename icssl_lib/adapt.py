@@ -1,5 +1,6 @@
 """The SSL stage: adapt the text encoder on the SSL part, whose labels are never read."""
 
+import platform
 import sys
 import time
 import warnings
@@ -21,30 +22,33 @@ from transformers import get_scheduler
 
 from icssl_lib import losses
 from icssl_lib.catalogue import Catalogue, normalise_title, open_catalogue
-from icssl_lib.config import RuntimeConfig, Study, load_config
+from icssl_lib.config import RuntimeConfig, Study, VisionConfig, load_config
 from icssl_lib.encoders import (
+    MaskedWords,
     ModelError,
     TextTower,
     VisionTower,
     embed_titles,
     load_text,
     load_vision,
+    load_words,
     save_pretrained,
     take,
     tokenize,
 )
+from icssl_lib.fast import fast
 from icssl_lib.images import written_whole
-from icssl_lib.methods import METHODS
+from icssl_lib.methods import entry_of
 from icssl_lib.runs import digest, piece
 from icssl_lib.scale import START, Checkpoint, WholeBatch, batches_left, in_processes, local_rows
 
 
 class Towers(nn.Module):
-    """The text tower and, for methods with pictures, the vision tower."""
+    """The text tower and, for methods with pictures, the vision tower; words: a head on the text tower's encoder."""
 
-    def __init__(self, text: TextTower, vision: VisionTower | None) -> None:
+    def __init__(self, text: TextTower, vision: VisionTower | None, words: MaskedWords | None = None) -> None:
         super().__init__()
-        self.text, self.vision = text, vision
+        self.text, self.vision, self.words = text, vision, words
 
 
 @dataclass
@@ -70,14 +74,33 @@ class Adapted:
     rest: dict[str, Tensor]
 
 
+def precision_here(runtime: RuntimeConfig) -> str:
+    """Accelerate's name of the precision: "auto" is bf16 where the device multiplies in it, float32 elsewhere.
+
+    Raises: ValueError: bf16 on a CPU without instructions for it, which would need a hundred times as long.
+    """
+    if runtime.precision not in ("auto", "bf16"):
+        return runtime.precision
+    if runtime.device != "cpu" and torch.cuda.is_available():
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # of CPUs only x86 says what it can
+        able = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
+        if runtime.precision == "bf16" and not able and platform.machine() in ("x86_64", "AMD64"):
+            raise ValueError(
+                "runtime.precision: bf16, but this CPU has no instructions for it (AMX or AVX512-BF16) and would need "
+                "a hundred times as long; use auto, which is bf16 where it pays, or no"
+            )
+    return "bf16" if able or runtime.precision == "bf16" else "no"
+
+
 def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
     """An Accelerator on the configured device; on a CPU the number of threads is fixed, since sums depend on it.
 
-    Raises: ValueError: the device is not there.
+    Raises: ValueError: the device is not there, or is a CPU that would only emulate the precision.
     """
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("runtime.device: cuda, but torch sees no GPU; use auto or cpu")
-    accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision=runtime.precision)
+    accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision=precision_here(runtime))
     if accelerator.device.type == "cpu":
         torch.set_num_threads(runtime.threads)
     return accelerator
@@ -86,8 +109,8 @@ def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
 def ssl_pairs(catalogue: Catalogue, pictures: str, seed: int) -> pd.DataFrame:
     """Titles and picture rows of the SSL part: title, image_row, group (equal for equal normalised titles).
 
-    ``pictures``: "none" takes all titles; "own" those with a picture; "shuffled" gives each the picture of another
-    product (a random cyclic order: nobody keeps its own).
+    ``pictures``: "none" takes all titles; "own" and "neighbours" those with a picture; "shuffled" gives each the
+    picture of another product (a random cyclic order: nobody keeps its own).
 
     Raises: ValueError: fewer than 2 products are left.
     """
@@ -120,7 +143,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
     """Train the towers on unlabelled pairs with the loss of ``method`` (Chen & Chou, 2022, section 3).
 
     Args:
-        method: a name in METHODS that adapts.
+        method: a name in METHODS that adapts, or a variant of one.
         catalogue: its SSL part is trained on; titles and pictures of Dev only measure the space.
         study: models and settings.
         seed: of projections, dropout and the order of batches.
@@ -130,16 +153,20 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         ValueError: the method does not adapt, needs pictures that the catalogue has not, or finds one title only.
         FloatingPointError: the loss is no longer finite.
     """
-    entry, config = METHODS[method], study.adapt
+    entry, study = entry_of(study, method), study.of(method)
+    config = study.adapt
     if not entry.adapts:
         raise ValueError(f"'{method}' uses the encoder as it comes; there is nothing to adapt")
     set_seed(seed)
     accelerator = make_accelerator(study.runtime)
     pairs = ssl_pairs(catalogue, entry.pictures, seed)
+    if config.ssl_fraction < 1:
+        pairs = pairs.sample(frac=config.ssl_fraction, random_state=seed, ignore_index=True)
     backbone, tokenizer = load_text(text_model(study, out))
     towers = Towers(
         TextTower(backbone, study.text.pooling, config.projection_dim, config.projection_depth),
         make_vision(study, out) if entry.pictures != "none" else None,
+        load_words(text_model(study, out), backbone, tokenizer) if entry.words else None,
     ).to(accelerator.device)
     optimizer = torch.optim.AdamW(
         [p for p in towers.parameters() if p.requires_grad],
@@ -162,7 +189,9 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
             study.adapt,
             study.text,
             study.vision,
-            study.runtime.precision,
+            precision_here(study.runtime),
+            study.runtime.fast,
+            study.runtime.compile,
             catalogue.split_hash,
             fingerprint(towers),
         ),
@@ -172,62 +201,66 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         schedule=schedule,
     )
     images = ImageSource(catalogue, towers.vision, accelerator) if towers.vision else None
-    before = measure(towers, tokenizer, catalogue, study, images, accelerator)
+    with fast(towers, study.runtime.fast, study.runtime.compile):
+        before = measure(towers, tokenizer, catalogue, study, images, accelerator)
 
-    generator = torch.Generator().manual_seed(seed)
-    if accelerator.process_index:
-        torch.manual_seed(seed + 1000 * accelerator.process_index)  # rows elsewhere have a dropout of their own
-    tokens = tokenize(tokenizer, list(pairs.title), study.text.max_tokens)
-    rows, groups = pairs.image_row.to_numpy(), torch.tensor(pairs.group.to_numpy())
-    at = checkpoint.resume() or START | {"history": [], "alike": 0, "seconds": 0.0}
-    history, alike, started = at["history"], at["alike"], time.perf_counter() - at["seconds"]
-    bar = tqdm(
-        total=steps,
-        initial=len(history) + alike,
-        desc=f"{catalogue.name} {method} seed {seed}",
-        unit="step",
-        disable=not (progress and accelerator.is_main_process),
-    )
-    for epoch in range(at["epoch"], config.epochs):
-        towers.train()
-        for position, index in batches_left(at, epoch, generator, partial(epoch_batches, len(pairs), batch_size)):
-            if config.mask_duplicates and (groups[index] == groups[index[0]]).all():
-                alike += 1  # the same title throughout: nobody has a negative
+        generator = torch.Generator().manual_seed(seed)
+        if accelerator.process_index:
+            torch.manual_seed(seed + 1000 * accelerator.process_index)  # rows elsewhere have a dropout of their own
+        tokens = tokenize(tokenizer, list(pairs.title), study.text.max_tokens)
+        rows, groups = pairs.image_row.to_numpy(), torch.tensor(pairs.group.to_numpy())
+        near = nearest_pictures(images, towers.vision, rows) if entry.pictures == "neighbours" else rows
+        at = checkpoint.resume() or START | {"history": [], "alike": 0, "seconds": 0.0}
+        history, alike, started = at["history"], at["alike"], time.perf_counter() - at["seconds"]
+        bar = tqdm(
+            total=steps,
+            initial=len(history) + alike,
+            desc=f"{catalogue.name} {method} seed {seed}",
+            unit="step",
+            disable=not (progress and accelerator.is_main_process),
+        )
+        for epoch in range(at["epoch"], config.epochs):
+            towers.train()
+            swapped = np.random.default_rng([seed, 2, epoch]).random(len(rows)) < config.neighbour_share
+            seen = np.where(swapped, near, rows)
+            for position, index in batches_left(at, epoch, generator, partial(epoch_batches, len(pairs), batch_size)):
+                if config.mask_duplicates and (groups[index] == groups[index[0]]).all():
+                    alike += 1  # the same title throughout: nobody has a negative
+                    bar.update()
+                    continue
+                own = local_rows(index, accelerator)
+                batch = Batch(
+                    tokens=take(tokens, own, accelerator.device),
+                    images=images[seen[own]] if images else None,
+                    groups=groups[index].to(accelerator.device) if config.mask_duplicates else None,
+                )
+                whole = WholeBatch(towers, config.chunk_size, accelerator)
+                with accelerator.autocast():
+                    loss = entry.loss(whole, batch, config)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(f"{method}: loss is {loss.item()} at step {len(history)}; lower adapt.lr")
+                whole.backward(loss)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                history.append((len(history), epoch, loss.item(), time.perf_counter() - started))
                 bar.update()
-                continue
-            own = local_rows(index, accelerator)
-            batch = Batch(
-                tokens=take(tokens, own, accelerator.device),
-                images=images[rows[own]] if images else None,
-                groups=groups[index].to(accelerator.device) if config.mask_duplicates else None,
-            )
-            whole = WholeBatch(towers, config.chunk_size, accelerator)
-            with accelerator.autocast():
-                loss = entry.loss(whole, batch, config)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"{method}: loss is {loss.item()} at step {len(history)}; lower adapt.lr")
-            whole.backward(loss)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            history.append((len(history), epoch, loss.item(), time.perf_counter() - started))
-            bar.update()
-            if checkpoint.due():
-                checkpoint.save(**position, history=history, alike=alike, seconds=time.perf_counter() - started)
-        bar.set_postfix(loss=f"{np.mean([h[2] for h in history if h[1] == epoch] or np.nan):.3f}")
-    bar.close()
-    if alike:
-        warnings.warn(f"{catalogue.name}: {alike} of {steps} batches were left out, all one title", stacklevel=2)
-    if not history:
-        raise ValueError(f"{catalogue.name}: no batch has two different titles; set adapt.mask_duplicates: false")
-    after = measure(towers, tokenizer, catalogue, study, images, accelerator)
+                if checkpoint.due():
+                    checkpoint.save(**position, history=history, alike=alike, seconds=time.perf_counter() - started)
+            bar.set_postfix(loss=f"{np.mean([h[2] for h in history if h[1] == epoch] or np.nan):.3f}")
+        bar.close()
+        if alike:
+            warnings.warn(f"{catalogue.name}: {alike} of {steps} batches were left out, all one title", stacklevel=2)
+        if not history:
+            raise ValueError(f"{catalogue.name}: no batch has two different titles; set adapt.mask_duplicates: false")
+        after = measure(towers, tokenizer, catalogue, study, images, accelerator)
     checkpoint.remove()
     return Adapted(
         towers.text.backbone.cpu().eval(),
         tokenizer,
         pd.DataFrame(history, columns=["step", "epoch", "loss", "seconds"]),
         pd.concat([before.assign(when="before"), after.assign(when="after")], ignore_index=True),
-        {name: w.cpu().contiguous() for name, w in towers.state_dict().items() if not name.startswith(_BACKBONE)},
+        {name: w.cpu().contiguous() for name, w in towers.state_dict().items() if not name.startswith(_NOT_KEPT)},
     )
 
 
@@ -243,6 +276,9 @@ class ImageSource:
         if catalogue.images is None:
             raise ValueError(f"{catalogue.name} has no pictures; ConVIRT needs them")
         self.store, self.device, self.features = catalogue.images, accelerator.device, None
+        self.held = None  # all pixels on the GPU, (products, S, S, 3), where they take less than half of what is free
+        if self.device.type == "cuda" and 2 * self.store.nbytes < torch.cuda.mem_get_info(self.device)[0]:
+            self.held = torch.tensor(self.store[np.arange(len(self.store))], device=self.device)
         if vision.frozen:
             vision.eval()
             with torch.inference_mode(), accelerator.autocast():
@@ -251,13 +287,35 @@ class ImageSource:
             self.features = torch.cat(embedded).clone()
 
     def pixels(self, rows: np.ndarray) -> Tensor:
+        if self.held is not None:
+            return self.held[torch.as_tensor(rows, device=self.device)]
         return torch.tensor(self.store[rows], device=self.device)
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
         return self.pixels(rows) if self.features is None else self.features[torch.as_tensor(rows)]
 
 
+@torch.inference_mode()
+def nearest_pictures(images: ImageSource, vision: VisionTower, rows: np.ndarray) -> np.ndarray:
+    """The store row of the picture most like each product's own, by the cosine of the tower's features as they are
+    (nearest neighbours as positives: Dwibedi et al., 2021, who look them up in a queue as it trains).
+
+    Args: rows: store rows, int (N,), N >= 2. Returns: int (N,); never its own place in ``rows``.
+    """
+    vision.eval()
+    parts = np.array_split(rows, max(1, len(rows) // 64))
+    features = [images[part] if vision.frozen else vision.embed(images[part]).float() for part in parts]
+    features = nn.functional.normalize(torch.cat(features), dim=1)  # (N, F)
+    nearest = []
+    for part in torch.arange(len(rows)).split(1024):  # (1024, N) cosines at a time
+        cosine = features[part] @ features.T
+        cosine[torch.arange(len(part)), part] = -torch.inf
+        nearest.append(cosine.argmax(dim=1).cpu())
+    return rows[torch.cat(nearest).numpy()]
+
+
 _BACKBONE = "text.backbone."
+_NOT_KEPT = (_BACKBONE, "words.")  # the first in a folder of its own; nobody guesses words after adaptation
 
 
 def save(adapted: Adapted, folder: Path) -> None:
@@ -280,6 +338,7 @@ def load_towers(study: Study, out: Path, dataset: str, method: str, seed: int) -
 
     Raises: ModelError: not adapted, adapted before towers were kept, or with other settings than the study's.
     """
+    entry, study = entry_of(study, method), study.of(method)
     folder, config = piece(out, "encoders", dataset, method, seed), study.adapt
     path = folder / "towers.safetensors"
     command = f"python -m icssl_lib.adapt CONFIG OUT {dataset} {method} {seed}"
@@ -289,7 +348,7 @@ def load_towers(study: Study, out: Path, dataset: str, method: str, seed: int) -
     backbone, tokenizer = load_text(str(folder))
     towers = Towers(
         TextTower(backbone, study.text.pooling, config.projection_dim, config.projection_depth),
-        make_vision(study, out) if METHODS[method].pictures != "none" else None,
+        make_vision(study, out) if entry.pictures != "none" else None,
     )
     try:
         left = towers.load_state_dict(load_file(path), strict=False)
@@ -307,13 +366,18 @@ def text_model(study: Study, out: Path) -> str:
     return str(out / "pretrained" / "text") if study.text.model == "pretrained" else study.text.model
 
 
+def vision_model(study: Study, out: Path) -> VisionConfig:
+    """The vision settings, with the name or folder of the model that the study starts from."""
+    if study.vision.model != "pretrained":
+        return study.vision
+    return study.vision.model_copy(update={"model": f"local-dir:{out / 'pretrained' / 'vision'}"})
+
+
 def make_vision(study: Study, out: Path) -> VisionTower:
     """The vision tower that the study starts from."""
-    vision = study.vision
-    if vision.model == "pretrained":
-        vision = vision.model_copy(update={"model": f"local-dir:{out / 'pretrained' / 'vision'}"})
-    config = study.adapt
-    return VisionTower(load_vision(vision), config.projection_dim, config.projection_depth, vision.frozen)
+    vision, config = vision_model(study, out), study.adapt
+    dim, depth = config.projection_dim, config.projection_depth
+    return VisionTower(load_vision(vision), dim, depth, vision.frozen, vision.image_size)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -83,6 +84,7 @@ class Catalogue:
         report: columns reason, action, count, example.
         split_hash: 16 hexadecimal digits, see ``split_hash``.
         folder: where it is stored.
+        handed: how often `part` was asked for each part; the records say how often Test was.
     """
 
     name: str
@@ -91,11 +93,13 @@ class Catalogue:
     report: pd.DataFrame
     split_hash: str
     folder: Path
+    handed: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
 
     def part(self, part: str) -> pd.DataFrame:
         """The products of one part, renumbered from 0."""
         if part not in PARTS:
             raise ValueError(f"part {part!r}: one of {', '.join(PARTS)}")
+        self.handed[part] += 1
         return self.products[self.products["part"] == part].reset_index(drop=True)
 
     @cached_property
@@ -112,7 +116,18 @@ class Catalogue:
 def normalise_title(title: str) -> str:
     """Two titles that differ in case, width, punctuation or spacing alone are the same title."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", title).casefold())
-    return " ".join("".join(" " if unicodedata.category(c)[0] in "PC" else c for c in folded).split())
+    return " ".join(folded.translate(_SPACES).split())
+
+
+class _Spaces(dict[int, str]):
+    """For `str.translate`: punctuation and control characters to spaces; each character is looked up once."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = " " if unicodedata.category(chr(code))[0] in "PC" else chr(code)
+        return self[code]
+
+
+_SPACES = _Spaces()
 
 
 def split(products: pd.DataFrame, seed: int) -> pd.Series:

@@ -4,6 +4,7 @@ Relative paths in a file are relative to that file's folder.
 """
 
 import difflib
+import operator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -114,6 +115,7 @@ class VisionConfig(Strict):
     checkpoint: Path | None = None  # a local .safetensors file for a timm name; None: timm's own weights (hub)
     image_size: Annotated[int, Field(ge=16)] = 224
     frozen: bool = False  # True: features are computed once and only the projection trains
+    random: bool = Field(False, exclude_if=operator.not_)  # True: the model without its weights, drawn anew
 
 
 class AdaptConfig(Strict):
@@ -129,6 +131,12 @@ class AdaptConfig(Strict):
     mask_duplicates: bool = True  # a title that stands twice in a batch is no negative of itself
     projection_dim: PositiveInt = 768
     projection_depth: PositiveInt = 2
+    # What came later is left out of ``model_dump`` at its default: no digest of a study without it changes.
+    simcse_weight: float = Field(1.0, ge=0, exclude_if=lambda weight: weight == 1)  # in convirt_simcse; ConVIRT's is 1
+    mlm_weight: float = Field(1.0, ge=0, exclude_if=lambda weight: weight == 1)  # in convirt_mlm; ConVIRT's is 1
+    sigmoid_bias: float = Field(-10.0, exclude_if=lambda bias: bias == -10)  # in convirt_sigmoid: Zhai et al.'s start
+    neighbour_share: float = Field(0.5, ge=0, le=1, exclude_if=lambda share: share == 0.5)  # in convirt_neighbours
+    ssl_fraction: float = Field(1.0, gt=0, le=1, exclude_if=lambda share: share == 1)  # of the SSL part, at random
     chunk_size: PositiveInt | None = None  # gradient caching: rows through a tower at a time, for batches beyond memory
 
 
@@ -141,6 +149,13 @@ class FinetuneConfig(Strict):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     selection: Literal["last", "best_dev"] = "last"  # which epoch's weights are kept
+    neighbours: int = Field(5, ge=1, exclude_if=lambda k: k == 5)  # k of knn
+    label_noise: float = Field(0.0, ge=0, lt=1, exclude_if=operator.not_)  # share of Train's labels that are made wrong
+    imbalance: Literal["none", "logit_adjusted", "class_balanced", "two_stage"] = Field(
+        "none", exclude_if=lambda remedy: remedy == "none"
+    )
+    label_names: bool = Field(False, exclude_if=operator.not_)  # True: each label's name is one more title of its own
+    uda_weight: float = Field(0.0, ge=0, exclude_if=operator.not_)  # of consistency on the SSL part's titles
     head: Literal["transformers", "mean"] = "transformers"  # "mean": linear layer on mean-pooled tokens
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Annotated[float, Field(gt=0, le=1)]] = [1.0]  # fractions whose weights are saved
@@ -181,11 +196,31 @@ class PretrainConfig(Strict):
 
 class RuntimeConfig(Strict):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "auto", "bf16", "fp16"] = "no"  # auto: bf16 where the device multiplies in it
+    fast: bool = True  # icssl_lib/fast.py; False: transformers' own forward, which is the reference
+    compile: bool = Field(False, exclude_if=operator.not_)  # half a minute to begin with: for long trainings on a GPU
     processes: PositiveInt = 1  # of one stage, each with a device of its own; a batch is shared out among them
     # Between two states that a killed stage goes on from. No part of what a result is, so left out of ``model_dump``.
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(10, exclude=True)
     threads: PositiveInt = 1  # per job on a CPU; fixed, since sums depend on it
+
+
+class Variant(Strict):
+    """A method under settings of its own, named in ``variants`` and then in ``methods``, beside the study's."""
+
+    of: Name  # the method that is varied
+    text: dict[str, Any] = {}
+    vision: dict[str, Any] = {}
+    adapt: dict[str, Any] = {}
+    finetune: dict[str, Any] = {}
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Section and what changes there, for sections where something does."""
+        return {name: changes for name in SECTIONS if (changes := getattr(self, name))}
+
+
+SECTIONS = ("text", "vision", "adapt", "finetune")
 
 
 class Study(Strict):
@@ -196,6 +231,8 @@ class Study(Strict):
     text: TextConfig = TextConfig()
     vision: VisionConfig = VisionConfig()
     methods: Annotated[list[Name], Field(min_length=1)] = ["origin", "simcse", "convirt", "convirt_shuffled"]
+    variants: dict[Name, Variant] = {}
+    notebooks: list[Literal["cost", "beyond", "ablations"]] = []  # beside those of every study: 06, 07, 08
     pretrain: PretrainConfig | None = None
     adapt: AdaptConfig = AdaptConfig()
     finetune: FinetuneConfig = FinetuneConfig()
@@ -209,7 +246,29 @@ class Study(Strict):
             values = getattr(self, key)
             if len(set(values)) != len(values):
                 raise ValueError(f"`{key}` holds a value twice: {values}")
+        for name, variant in self.variants.items():
+            if variant.of in self.variants:
+                raise ValueError(f"variants: '{name}' is of '{variant.of}', itself a variant; name a method")
+            for section, changes in variant.settings.items():
+                known = type(getattr(self, section)).model_fields
+                for key in changes:
+                    if key not in known:
+                        raise ValueError(f"variants.{name}.{section}.{key}: unknown key; {nearest(key, list(known))}")
+            try:
+                self.of(name)
+            except ValidationError as error:
+                raise ValueError(f"variants.{name}: " + "; ".join(_explain(item) for item in error.errors())) from None
         return self
+
+    def of(self, method: str) -> "Study":
+        """The study as ``method`` sees it: a variant's settings stand in the place of the study's own."""
+        if method not in self.variants:
+            return self
+        update = {}
+        for name, changes in self.variants[method].settings.items():
+            section = getattr(self, name)
+            update[name] = type(section).model_validate(section.model_dump() | changes)
+        return self.model_copy(update=update)
 
 
 def nearest(name: str, known: list[str]) -> str:

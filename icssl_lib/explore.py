@@ -237,8 +237,8 @@ def _study_view(space: Exploration, study: Study, out: Path, method: str, seed: 
     if method not in METHODS:
         raise ExploreError(f"no method '{method}'; {nearest(method, list(METHODS))}")
     entry, name = METHODS[method], view_name(method, seed)
-    if entry.classifier == "tfidf":
-        raise ExploreError(f"'{method}' has no encoder, so it is no view")
+    if entry.classifier != "finetune":
+        raise ExploreError(f"'{method}' has no encoder of its own, so it is no view")
     folder = piece(out, "encoders", space.name, method, seed)
     if entry.adapts and not (folder / "config.json").is_file():
         raise ExploreError(f"{folder}: no encoder of {name}; run notebook 02 for it, or `make study`")
@@ -531,8 +531,8 @@ def _ranked(
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Rows at length 1; a row of zeros stays."""
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.maximum(length, 1e-12)).astype(np.float32)
+    length = np.sqrt(np.einsum("nh,nh->n", rows, rows))[:, None]  # norm() would square into an array of its own
+    return np.divide(rows, np.maximum(length, 1e-12), dtype=np.float32, casting="same_kind")
 
 
 def _at_least_one(k: int) -> None:
@@ -902,11 +902,13 @@ def over_study(
     """``ask(space, view)``, such as `measures` or `recall`, of every method and seed, on the products of ``part``.
 
     Args:
-        methods: None: all of the study's that have an encoder. One without adaptation has one encoder, and seed 0.
+        methods: None: all of the study's with an encoder of their own, variants aside. One without adaptation has one,
+            and seed 0.
 
     Returns: columns dataset, method, seed, and those of ``ask``.
     """
-    methods = [m for m in study.methods if METHODS[m].classifier != "tfidf"] if methods is None else methods
+    own = [m for m in study.methods if m in METHODS and METHODS[m].classifier == "finetune"]
+    methods = own if methods is None else methods
     found = []
     for method in methods:
         for seed in study.seeds if METHODS[method].adapts else study.seeds[:1]:

@@ -5,6 +5,7 @@ can be read as well. Figures are pyplot's: in a notebook, end a bare call with a
 """
 
 import functools
+import itertools
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +18,16 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from scipy.optimize import isotonic_regression
 from scipy.spatial import cKDTree
 
+from icssl_lib.deploy import WHAT
 from icssl_lib.images import written_whole
 from icssl_lib.methods import METHODS
 from icssl_lib.metrics import METRIC_NAMES, method_name, summary
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
+_TILTED = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}  # names of ticks that would meet
 _LOOKS = [
     {"color": _PALETTE[0], "marker": "o", "linestyle": "-"},
     {"color": _PALETTE[1], "marker": "s", "linestyle": "--"},
@@ -122,14 +126,19 @@ def loss_curves(history: pd.DataFrame, points: int | None = 60) -> Figure:
         points: as in ``smooth``; None: the history is smooth already.
     """
     history = smooth(history, points) if points else _with_keys(history)
-    fig, axes = _panels(list(history["dataset"].unique()), sharey=True)
-    for ax, (dataset, group) in zip(axes[0], history.groupby("dataset", sort=False), strict=True):
-        for method, rows in group.groupby("method", sort=False):
-            line = rows.groupby("step")["loss"].agg(["mean", "min", "max"])
-            _line(ax, method, line.index, line["mean"], line["min"], line["max"], marker="")
-        ax.set(title=dataset, xlabel="Step")
-    axes[0, 0].set_ylabel("Contrastive loss (nats)")
-    return _legend(fig, axes)
+    groups = _in_rows(list(history["method"].unique()), baseline="convirt")
+    fig, axes = _panels(list(history["dataset"].unique()), rows=len(groups), sharey=True)
+    for row, methods in zip(axes, groups, strict=True):
+        looks = _looks(methods)
+        for ax, (dataset, group) in zip(row, history.groupby("dataset", sort=False), strict=True):
+            for method in methods:
+                line = group[group["method"] == method].groupby("step")["loss"].agg(["mean", "min", "max"])
+                _line(ax, method, line.index, line["mean"], line["min"], line["max"], **looks[method] | {"marker": ""})
+            ax.set_title(dataset)
+        row[0].set_ylabel("Loss (nats)")
+    for ax in axes[-1]:
+        ax.set_xlabel("Step")
+    return _legend(fig, axes) if len(groups) == 1 else _row_legends(fig, axes)
 
 
 @_styled
@@ -183,23 +192,31 @@ def label_efficiency(efficiency: pd.DataFrame) -> Figure:
     Args:
         efficiency: columns dataset, method, fraction, factor, low, high, from ``metrics.label_efficiency``.
     """
-    fig, axes = _panels(list(efficiency["dataset"].unique()), sharey=True)
-    for ax, (dataset, group) in zip(axes[0], efficiency.groupby("dataset", sort=False), strict=True):
-        fractions, methods = np.array(sorted(group["fraction"].unique())), list(group["method"].unique())
-        ax.plot(fractions, fractions.max() / fractions, color="0.5", linewidth=1, label="cap: all of Train")
-        ax.axhline(1, color="black", linewidth=0.8)
-        for i, method in enumerate(methods):
-            rows = group[group["method"] == method].sort_values("fraction")
-            beside = rows["fraction"] * 1.03 ** (i - (len(methods) - 1) / 2)  # so that the intervals do not overlap
-            error = [rows["factor"] - rows["low"], rows["high"] - rows["factor"]]
-            ax.errorbar(beside, rows["factor"], np.maximum(error, 0), capsize=2, elinewidth=1, **_look(method))
-        _fraction_axis(ax, fractions)
-        ax.set(yscale="log", title=dataset)
-        ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-        ax.yaxis.set_minor_locator(NullLocator())
-    axes[0, 0].set_ylabel("Labels the baseline needs\n(times the method's, log)")
-    return _legend(fig, axes)
+    datasets = list(efficiency["dataset"].unique())
+    groups = _in_rows(list(efficiency["method"].unique()))
+    fig, axes = _panels(datasets or [""], rows=len(groups), sharey=True)
+    if not datasets:
+        axes[0, 0].set_title("nothing to compare, or too few fractions")
+    for row, methods in zip(axes, groups, strict=True):
+        looks = _looks(methods)
+        for ax, (dataset, group) in zip(row, efficiency.groupby("dataset", sort=False), strict=bool(datasets)):
+            fractions = np.array(sorted(group["fraction"].unique()))
+            ax.plot(fractions, fractions.max() / fractions, color="0.5", linewidth=1, label="cap: all of Train")
+            ax.axhline(1, color="black", linewidth=0.8)
+            for i, method in enumerate(methods):
+                rows = group[group["method"] == method].sort_values("fraction")
+                beside = rows["fraction"] * 1.03 ** (i - (len(methods) - 1) / 2)  # so that the intervals do not overlap
+                error = [rows["factor"] - rows["low"], rows["high"] - rows["factor"]]
+                ax.errorbar(beside, rows["factor"], np.maximum(error, 0), capsize=2, elinewidth=1, **looks[method])
+            _fraction_axis(ax, fractions)
+            ax.set(yscale="log", title=dataset)
+            ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+            ax.yaxis.set_minor_locator(NullLocator())
+        row[0].set_ylabel("Labels the baseline needs\n(times the method's, log)")
+    for ax in axes[:-1].flat:
+        ax.set_xlabel("")
+    return _legend(fig, axes) if len(groups) == 1 else _row_legends(fig, axes)
 
 
 @_styled
@@ -382,23 +399,166 @@ def recall(table: pd.DataFrame) -> Figure:
     return _legend(fig, axes)
 
 
+# --- beyond the paper
+
+
+@_styled
+def factors(table: pd.DataFrame, baseline: str = "origin") -> Figure:
+    """Label efficiency on the curves: an arrow from a method's accuracy at the fewest labels to where the baseline's
+    curve reaches it, and beside it the factor between the two fractions with its 95% interval.
+
+    Args:
+        table: columns dataset, method, fraction, accuracy (mean over seeds), factor, low, high (nan: no factor), from
+            ``metrics.summary`` and ``metrics.label_efficiency``. Up to three methods stay readable.
+    """
+    fig, axes = _panels(list(table["dataset"].unique()), sharey=True)
+    for ax, (dataset, group) in zip(axes[0], table.groupby("dataset", sort=False), strict=True):
+        for method, rows in group.groupby("method", sort=False):
+            rows = rows.sort_values("fraction")
+            ax.plot(rows["fraction"], rows["accuracy"], **_look(method))
+        fractions = sorted(group["fraction"].unique())
+        ax.margins(y=0.12)
+        first = group[(group["fraction"] == fractions[0]) & (group["method"] != baseline)].dropna(subset="factor")
+        _mark_factors(ax, first, fractions)
+        _fraction_axis(ax, fractions)
+        ax.set(title=dataset)
+    axes[0, 0].set_ylabel("Accuracy (0 to 1)")
+    return _legend(fig, axes)
+
+
+@_styled
+def gain_by_size(table: pd.DataFrame) -> Figure:
+    """Which classes gain: difference of recall by the class's instances in Train; a column per dataset, a row per
+    fraction.
+
+    Args:
+        table: columns dataset, method, fraction, at_least, at_most, classes, difference, low, high, from
+            ``metrics.gain_by_class_size``.
+    """
+    if table["dataset"].nunique() == 2:  # one, and the mean over it
+        table = table[table["dataset"] != "all"]
+    fractions, methods = sorted(table["fraction"].unique()), list(table["method"].unique())
+    fig, axes = _panels(list(table["dataset"].unique()) or [""], rows=len(fractions) or 1, sharey=True)
+    if table.empty:
+        axes[0, 0].set_title("only the baseline was run")
+    for row, fraction in zip(axes, fractions, strict=not table.empty):
+        for ax, (dataset, group) in zip(row, table.groupby("dataset", sort=False), strict=True):
+            bins = group.drop_duplicates("at_least").sort_values("at_least").set_index("at_least")
+            ax.axhline(0, color="black", linewidth=0.8)
+            for i, method in enumerate(methods):
+                rows = group[(group["method"] == method) & (group["fraction"] == fraction)].set_index("at_least")
+                rows = rows.reindex(bins.index)
+                x = np.arange(len(bins)) + _beside(i, methods)
+                _dots(ax, method, x, rows["difference"], rows["low"], rows["high"])
+            tilt, between = (_TILTED, " ") if len(bins) > 8 else ({}, "\n")
+            names = [f"{_size(a, b.at_most)}{between}({b.classes})" for a, b in bins.iterrows()]
+            ax.set(xticks=range(len(bins)), xlim=(-0.5, len(bins) - 0.5))
+            ax.set_xticklabels(names, fontsize=7, **tilt)
+            if fraction == fractions[0]:
+                ax.set_title(dataset)
+            if fraction == fractions[-1]:
+                ax.set_xlabel("Instances in Train (classes)")
+        row[0].set_ylabel(f"{fraction:.0%} of Train\nRecall, difference (scale 0 to 1)")
+    return _legend(fig, axes)
+
+
+@_styled
+def ablation_grid(table: pd.DataFrame, metric: str = "accuracy", dataset: str = "all") -> Figure:
+    """What one changed setting does: difference from the method with the study's settings, a panel per setting.
+
+    The study's own value is the hollow mark at 0. Numbers keep their distances, on a log scale where they are positive
+    and span a factor of eight or more; anything else stands in order.
+
+    Args:
+        table: columns setting, value, reference, difference, low, high (95% interval); if present also of (the method
+            that is varied), fraction (marks), metric and dataset, of which one is drawn. From ``metrics.ablations``.
+    """
+    table = _chosen(table, metric=metric, dataset=dataset)
+    panels = list(table.groupby(["of", "setting"], sort=False))
+    fractions = sorted(table["fraction"].unique())
+    columns = min(4, len(panels)) or 1
+    fig, axes = _panels([""] * columns, rows=-(-len(panels) // columns) or 1, width=2.7, sharey=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax, ((method, setting), group) in zip(axes.flat, panels, strict=False):
+        names, places, scale = _places([group["reference"].iloc[0], *group["value"]])
+        ax.axhline(0, color="black", linewidth=0.8)
+        for i, fraction in enumerate(fractions):
+            rows = group[group["fraction"] == fraction].drop_duplicates("value")
+            here = [names[0], *rows["value"].astype(str)]
+            x = np.array([places[name] for name in here])
+            x[1:] += 0.5 * _beside(i, fractions)
+            y, order = np.array([0, *rows["difference"]]), np.argsort(x)
+            look = _LOOKS[i % len(_LOOKS)] | {"label": f"{fraction:.0%} of Train" if fraction else "difference"}
+            error = np.nan_to_num([rows["difference"] - rows["low"], rows["high"] - rows["difference"]])
+            ax.errorbar(x[1:], y[1:], error, capsize=2, elinewidth=1, **look | {"linestyle": ""})
+            if scale is not None:
+                ax.plot(x[order], y[order], **look | {"label": "", "marker": "", "linewidth": 0.8})
+        ax.plot(
+            places[names[0]], 0, "o", color="black", markerfacecolor="white", markersize=8, label="the study's value"
+        )
+        ticks = dict(sorted(places.items(), key=lambda item: item[1]))
+        ax.set(xticks=list(ticks.values()), xlim=(min(places.values()) - 0.5, max(places.values()) + 0.5))
+        tilt = _TILTED if scale is None and len(ticks) > 3 else {}
+        ax.set_xticklabels([textwrap.fill(name.replace("_", " "), 12) for name in ticks], fontsize=8, **tilt)
+        ax.set_xlabel(f"value{f' ({scale})' if scale else ''}", parse_math=False)
+        ax.set_title(f"{setting}\n{method_name(method)}".rstrip(), fontsize=9, parse_math=False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"{METRIC_NAMES[metric]}, difference\n(scale 0 to 1)")
+    return _legend(fig, axes)
+
+
+@_styled
+def confusions(table: pd.DataFrame) -> Figure:
+    """Pairs of classes that a method no longer confuses (won, to the right) or confuses newly (lost, to the left).
+
+    Args:
+        table: columns dataset, change, label, predicted, won, lost, from ``metrics.confusions``.
+    """
+    groups = list(table.groupby("dataset", sort=False)) or [("no pair of classes changed", table)]
+    rows = [max(1, len(group)) for _, group in groups]
+    size = (7.5, 0.2 * sum(rows) + 0.55 * len(rows) + 0.5)
+    fig, axes = plt.subplots(
+        len(groups), 1, figsize=size, squeeze=False, layout="constrained", sharex=True, height_ratios=rows
+    )
+    for ax, (dataset, group) in zip(axes[:, 0], groups, strict=True):
+        net = (group["won"] - group["lost"]).to_numpy()
+        for change, color, hatch in (("won", _PALETTE[0], None), ("lost", _PALETTE[1], "///")):
+            kept = (group["change"] == change).to_numpy()
+            ax.barh(np.flatnonzero(kept), net[kept], 0.75, color=color, hatch=hatch, edgecolor="white", label=change)
+        names = [f"{_short(r.label)}, called {_short(r.predicted)}" for r in group.itertuples()]
+        ax.set_yticks(range(len(group)))
+        for text in ax.set_yticklabels(names, fontsize=7):
+            text.set_parse_math(False)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_title(dataset, loc="left")
+        ax.invert_yaxis()
+        ax.set_axisbelow(True)
+        ax.grid(visible=False, axis="y")
+    axes[-1, 0].set_xlabel("Items of Test won less lost (all seeds together)")
+    axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _legend(fig, axes)
+
+
 def caption(name: str, frame: pd.DataFrame) -> str:
     """One or two sentences for the figure called ``name``, from the numbers it was drawn from.
 
     Args:
         name: class_sizes, loss_curves, space, accuracy_curves, figure5, label_efficiency, maps, neighbour_pictures,
-            measures or recall.
+            measures, recall, factors, gain_by_size, ablation_grid, confusions or accuracy_cost.
         frame: what the figure function of that name takes.
     """
     return " ".join(_CAPTIONS[name](frame))
 
 
 def save(fig: Figure, frame: pd.DataFrame, stem: Path) -> None:
-    """Write ``stem``.png (150 dpi), .svg and .csv, each whole or not at all, the same bytes for the same numbers."""
+    """Write ``stem``.png (150 dpi; 100 where a side is over 20 inches), .svg and .csv, each whole or not at all, the
+    same bytes for the same numbers."""
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
-        for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None, "Creator": None}})):
+        dpi = 150 if max(fig.get_size_inches()) <= 20 else 100
+        for kind, options in (("png", {"dpi": dpi}), ("svg", {"metadata": {"Date": None, "Creator": None}})):
             with written_whole(stem.with_name(f"{stem.name}.{kind}")) as partial:
                 fig.savefig(partial, format=kind, **options)
     save_table(frame, stem.with_name(f"{stem.name}.csv"))
@@ -428,7 +588,13 @@ def _look(method: str) -> dict[str, object]:
     """Colour, marker and line of a method: fixed for the registry's, by its name for any other."""
     known = list(METHODS)
     order = known.index(method) if method in known else len(known) + sum(map(ord, method))
-    return _LOOKS[order % len(_LOOKS)] | {"label": method_name(method)}
+    turn, i = divmod(order, len(_LOOKS))
+    look = _LOOKS[i] | {"label": method_name(method)}
+    if turn:  # more methods than looks: hollow, with the colour and the line of another
+        # Two looks have a solid line: steps of 1 and 4 give no marker the same line twice.
+        colour, line = (_LOOKS[(i + shift) % len(_LOOKS)] for shift in (3 * turn, (0, 1, 4)[turn % 3]))
+        look |= {"color": colour["color"], "linestyle": line["linestyle"], "markerfacecolor": "white"}
+    return look
 
 
 def _line(ax: Axes, method: str, x: object, y: object, low: object, high: object, **options: object) -> None:
@@ -445,19 +611,53 @@ def _fraction_axis(ax: Axes, fractions: Sequence[float]) -> None:
 
 def _curves(results: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     table = summary(_with_keys(results))
-    fig, axes = _panels(list(table["dataset"].unique()), rows=len(metrics), sharey="row")
-    for row, metric in zip(axes, metrics, strict=True):
+    groups = _in_rows(list(table["method"].unique()))
+    fig, axes = _panels(list(table["dataset"].unique()), rows=len(metrics) * len(groups), sharey="row")
+    for row, (metric, methods) in zip(axes, itertools.product(metrics, groups), strict=True):
+        looks, values = _looks(methods), table[[metric, f"{metric}_sd"]].fillna(0)
         for ax, (dataset, group) in zip(row, table.groupby("dataset", sort=False), strict=True):
-            for method, rows in group.groupby("method", sort=False):
-                rows = rows.sort_values("fraction")
+            for method in methods:
+                rows = group[group["method"] == method].sort_values("fraction")
                 mean, sd = rows[metric], rows[f"{metric}_sd"].fillna(0)
-                _line(ax, method, rows["fraction"], mean, mean - sd, mean + sd)
+                _line(ax, method, rows["fraction"], mean, mean - sd, mean + sd, **looks[method])
             _fraction_axis(ax, sorted(group["fraction"].unique()))
             ax.set_title(dataset)
+        if len(groups) > 1:  # rows of one metric are read against each other
+            low, high = (values[metric] - values.iloc[:, 1]).min(), (values[metric] + values.iloc[:, 1]).max()
+            row[0].set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
         row[0].set_ylabel(f"{METRIC_NAMES[metric]} (0 to 1)")
     for ax in axes[:-1].flat:
         ax.set_xlabel("")
-    return _legend(fig, axes)
+    return _legend(fig, axes) if len(groups) == 1 else _row_legends(fig, axes)
+
+
+def _in_rows(methods: Sequence[str], baseline: str = "origin") -> list[list[str]]:
+    """The methods of each row of panels: no more than there are looks, and the baseline in every row."""
+    if len(methods) <= len(_LOOKS):
+        return [list(methods)]
+    first, others = [m for m in methods if m == baseline], [m for m in methods if m != baseline]
+    rows = -(-len(others) // (len(_LOOKS) - len(first)))
+    step = -(-len(others) // rows)
+    return [first + others[i : i + step] for i in range(0, len(others), step)]
+
+
+def _looks(methods: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Looks for a row of panels: those of the registry's methods are fixed, a variant takes one that is left, the first
+    method's last, for that is the baseline's in other rows."""
+    looks: dict[str, dict[str, object]] = {}
+    for method in sorted(methods, key=lambda m: m not in METHODS):
+        taken = {look["marker"] for look in looks.values()}
+        left = [look for look in (*_LOOKS[1:], _LOOKS[0]) if look["marker"] not in taken]
+        looks[method] = _look(method) if method in METHODS or not left else left[0] | {"label": method_name(method)}
+    return looks
+
+
+def _row_legends(fig: Figure, axes: np.ndarray) -> Figure:
+    """A legend to the right of each row of panels."""
+    fig.set_figwidth(fig.get_figwidth() + 2.6)
+    for row in axes:
+        row[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False, fontsize=8, handlelength=3.2)
+    return fig
 
 
 def _legend(fig: Figure, axes: np.ndarray) -> Figure:
@@ -468,7 +668,9 @@ def _legend(fig: Figure, axes: np.ndarray) -> Figure:
         entries |= {label: handle for label, handle in zip(labels, handles, strict=True) if label}
     if not entries:
         return fig
-    columns = max(1, int(fig.get_figwidth() / 2.2))
+    wide = 0.8 + 0.08 * max(map(len, entries))  # inches of an entry
+    columns = max(1, int(fig.get_figwidth() / wide))
+    fig.set_figheight(fig.get_figheight() + 0.18 * max(0, -(-len(entries) // columns) - 2))
     fig.legend(entries.values(), entries, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2)
     return fig
 
@@ -548,6 +750,8 @@ def _highest(results: pd.DataFrame, metric: str, baseline: str = "origin") -> st
 
 
 def _caption_label_efficiency(efficiency: pd.DataFrame) -> list[str]:
+    if efficiency.empty:
+        return ["No labels can be counted: only the baseline was run, or at too few fractions for a curve."]
     said = []
     for dataset, group in efficiency.groupby("dataset", sort=False):
         rows = group[group["fraction"] == group["fraction"].min()]
@@ -636,9 +840,10 @@ def _caption_neighbour_pictures(frame: pd.DataFrame) -> list[str]:
     rows = frame[frame["rank"] > 0]
     agrees = (rows["label"] == rows["query"].map(own)).groupby(rows["view"], sort=False).mean()
     said = "; ".join(f"{_view_title(view)}: {share:.0%}" for view, share in agrees.items())
+    products = f"{len(own)} product{'s' * (len(own) != 1)}"
     return [
-        f"The {rows['rank'].max()} nearest titles of {len(own)} products, and how many bear the product's label "
-        f"(thick frame). {said}.",
+        f"The {rows['rank'].max()} nearest titles of {products}, and how many bear the product's label (thick frame). "
+        f"{said}.",
         "Only titles were compared: notice where neighbours look alike although no title says so.",
     ]
 
@@ -677,6 +882,236 @@ def _chance(group: pd.DataFrame) -> pd.Series:
     return group.groupby("direction", sort=False)["chance"].first()
 
 
+# --- beyond the paper
+
+
+def _mark_factors(ax: Axes, rows: pd.DataFrame, fractions: Sequence[float]) -> None:
+    """Arrows to where the baseline is as accurate; factors stand below their ends, where no curve is."""
+    step, below = 0.075 * np.ptp(ax.get_ylim()), np.inf
+    for row in rows.sort_values("accuracy", ascending=False).itertuples():
+        reach = row.fraction * row.factor
+        arrow = {"arrowstyle": "-|>", "linewidth": 1.1, "color": "black", "shrinkA": 4, "shrinkB": 0}
+        if row.factor > 1:
+            ax.annotate("", (reach, row.accuracy), (row.fraction, row.accuracy), arrowprops=arrow, zorder=4)
+        below = min(row.accuracy, below - step)  # methods as accurate as each other: one under the other
+        name = f"{method_name(row.method)}: " if len(rows) > 1 else ""
+        far = reach**2 > 2 * fractions[0] * fractions[-1]  # no room to the right
+        ax.annotate(
+            f"{name}{row.factor:.1f}x [{row.low:.1f}, {row.high:.1f}]",
+            (fractions[-1] if far else reach, below),
+            (0 if far else 4, -4),
+            textcoords="offset points",
+            fontsize=7,
+            ha="right" if far else "left",
+            va="top",
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0},
+            zorder=5,
+        )
+
+
+def _size(at_least: float, at_most: float) -> str:
+    return f"{at_least:g}" if at_least == at_most else f"{at_least:g}–{at_most:g}"
+
+
+def _short(label: str) -> str:
+    return textwrap.shorten(str(label), 34, placeholder=" ...") or str(label)[:34]
+
+
+def _chosen(table: pd.DataFrame, **keys: str) -> pd.DataFrame:
+    """The rows of one metric and dataset; the columns that a plain table lacks are added."""
+    for column, value in keys.items():
+        if column in table:
+            table = table[table[column] == value]
+    return table.assign(**{k: v for k, v in (("of", ""), ("fraction", 0.0)) if k not in table})
+
+
+def _places(values: Sequence[object]) -> tuple[list[str], dict[str, float], str | None]:
+    """Where values stand on an axis: their names, name -> place (about one apart), and the scale (None: in order)."""
+    names = list(dict.fromkeys(map(str, values)))
+    try:
+        numbers = np.array([float(name) for name in names])
+    except ValueError:
+        return names, {name: float(i) for i, name in enumerate(names)}, None
+    logarithmic = numbers.min() > 0 and numbers.max() >= 8 * numbers.min()
+    at = np.log(numbers) if logarithmic else numbers
+    at = (at - at.min()) / (np.ptp(at) or 1) * (len(at) - 1)
+    return names, dict(zip(names, at.tolist(), strict=True)), "log" if logarithmic else ""
+
+
+def _caption_factors(table: pd.DataFrame, baseline: str = "origin") -> list[str]:
+    rows = table[(table["fraction"] == table["fraction"].min()) & (table["method"] != baseline)].dropna(subset="factor")
+    if rows.empty:
+        return ["No method's labels can be counted: only the baseline was run."]
+    said, capped = [], []
+    best = table[table["method"] == baseline].groupby("dataset")["accuracy"].max()
+    for method, group in rows.groupby("method", sort=False):
+        each = [f"{r.factor:.1f} [{r.low:.1f}, {r.high:.1f}] in {r.dataset}" for r in group.itertuples()]
+        said.append(f"{method_name(method)}: {', '.join(each)}")
+        capped += [f"{method_name(method)} in {r.dataset}" for r in group.itertuples() if r.accuracy > best[r.dataset]]
+    return [
+        f"How many times the labels {method_name(baseline)} needs to be as accurate as a method with "
+        f"{rows['fraction'].iloc[0]:.0%} of Train, with 95% intervals: {'; '.join(said)}.",
+        f"It never gets as far, so the factor is a lower bound: {', '.join(capped)}." if capped else
+        "Read an arrow from left to right: as accurate, with so many times the labels.",
+    ]  # fmt: skip
+
+
+def _caption_gain_by_size(table: pd.DataFrame) -> list[str]:
+    if table.empty:
+        return ["No method to compare: there is no gain by class size."]
+    few, said = table[table["fraction"] == table["fraction"].min()], []
+    few = few[few["dataset"] == few["dataset"].iloc[-1]]  # all data sets together, where there are several
+    for method, rows in few.groupby("method", sort=False):
+        ends = [rows.loc[rows["at_least"].idxmin()], rows.loc[rows["at_least"].idxmax()]]
+        each = [
+            f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}] for classes of {_size(r.at_least, r.at_most)}"
+            for r in ends[: len(rows)]
+        ]
+        up, down = (rows["low"] > 0).sum(), (rows["high"] < 0).sum()
+        said.append(
+            f"{method_name(method)}: {' and '.join(each)}; of {len(rows)} sizes {up} gain and {down} lose, "
+            "the interval clear of 0"
+        )
+    return [
+        f"Recall at {few['fraction'].iloc[0]:.0%} of Train ({few['dataset'].iloc[0]}), by a class's instances in "
+        f"Train. {'. '.join(said)}.",
+        "Bars are 95% intervals; small classes have few items in Test.",
+    ]
+
+
+def _caption_ablation_grid(table: pd.DataFrame, metric: str = "accuracy", dataset: str = "all") -> list[str]:
+    table = _chosen(table, metric=metric, dataset=dataset)
+    if table.empty:
+        return ["No variant of a method was run: there is nothing to compare."]
+    clear = table[(table["low"] > 0) | (table["high"] < 0)]
+    clear = clear.sort_values("difference", key=abs, ascending=False, kind="stable")
+    each = [
+        f"{r.setting} {r.value}{f' at {r.fraction:.0%} of Train' if r.fraction else ''}: {r.difference:+.3f} "
+        f"[{r.low:+.3f}, {r.high:+.3f}]"
+        for r in clear.head(5).itertuples()
+    ]
+    said = f"the largest: {'; '.join(each)}" if each else "none is told from luck"
+    return [
+        f"{METRIC_NAMES[metric]}, changed setting less the study's own (hollow): of {len(table)} differences "
+        f"{len(clear)} have a 95% interval clear of 0; {said}.",
+        f"About {0.05 * len(table):.1f} would be by luck alone, if no setting mattered.",
+    ]
+
+
+def _caption_confusions(table: pd.DataFrame) -> list[str]:
+    said = []
+    for dataset, group in table.groupby("dataset", sort=False):
+        for change, rows in group.groupby("change", sort=False):
+            r = rows.iloc[0]
+            said.append(
+                f"In {dataset} most often {change}: {r['label']} called {r['predicted']} "
+                f"({r['won']} won, {r['lost']} lost of {r['of']})"
+            )
+    if not said:
+        return ["No pair of classes is confused more or less often than by the baseline."]
+    return [
+        f"{'. '.join(said)}.",
+        "Counts are items times seeds; won: the baseline was wrong in this way and the method right.",
+    ]
+
+
+# --- accuracy against cost
+
+
+_COSTS = {
+    "p50_ms": "Latency of one answer (ms, median, log)",
+    "gflops": "Arithmetic of one answer (GFLOP, log)",
+    "bytes_per_request": "Size of one request (bytes, log)",
+}
+
+
+@_styled
+def accuracy_cost(frame: pd.DataFrame, by: str = "p50_ms") -> Figure:
+    """Accuracy on Test against what an answer costs, a panel per fraction of Train.
+
+    Costs are named above the panel, methods beside it. A cost without a point is of a design that no method of the run
+    is served by, or of an export, whose accuracy is its classifier's.
+
+    Args:
+        frame: of ``deploy.accuracy_against_cost``.
+        by: p50_ms, gflops or bytes_per_request.
+    """
+    fractions = list(frame["fraction"].unique())
+    size = (5.3 * len(fractions), 4.0)
+    fig, axes = plt.subplots(1, len(fractions), figsize=size, squeeze=False, layout="constrained")
+    low, high = np.log10(frame[by].min()), np.log10(frame[by].max())
+    wide = max(high - low, 0.3)
+    ends = low - 0.08 * wide, high + 0.08 * wide
+    for ax, fraction in zip(axes[0], fractions, strict=True):
+        group = frame[frame["fraction"] == fraction]
+        _name_costs(ax, group.groupby("what", sort=False)[by].first(), ends)
+        _name_points(ax, group.dropna(subset="accuracy"), by, ends)
+        ax.set(xscale="log", xlim=10 ** np.array(ends), xlabel=_COSTS[by])
+        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.grid(visible=False, axis="x")
+        style = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+        ax.text(0.98, 0.03, f"{fraction:.0%} of Train", transform=ax.transAxes, ha="right", weight="bold", bbox=style)
+    axes[0, 0].set_ylabel("Accuracy on Test (0 to 1)")
+    return fig
+
+
+def _name_costs(ax: Axes, costs: pd.Series, ends: tuple[float, float]) -> None:
+    """A line at each cost, and above the axes the design that it is of."""
+    costs = costs.sort_values()
+    at = (np.log10(costs.to_numpy()) - ends[0]) / (ends[1] - ends[0])  # in widths of the axes
+    across = ax.get_xaxis_transform()
+    for what, cost, x, place in zip(costs.index, costs, at, _spread(at, 0.1), strict=True):
+        ax.axvline(cost, color="0.6", linewidth=0.9, linestyle=":", zorder=1)
+        ax.plot([x, place], [1.0, 1.05], color="0.6", linewidth=0.9, transform=ax.transAxes, clip_on=False)
+        ax.text(place, 1.06, WHAT[what], fontsize=8, rotation=42, rotation_mode="anchor", transform=ax.transAxes)
+    ax.plot(costs, np.zeros(len(costs)), "|", color="0.3", transform=across, clip_on=False)
+
+
+def _name_points(ax: Axes, rows: pd.DataFrame, by: str, ends: tuple[float, float]) -> None:
+    """A point for each method, and to the right of the axes its name."""
+    if rows.empty:
+        ax.set(ylim=(0, 1))
+        return
+    rows = rows.sort_values("accuracy")
+    sd = rows["accuracy_sd"].fillna(0)
+    low, high = (rows["accuracy"] - sd).min(), (rows["accuracy"] + sd).max()
+    room = max(0.12 * (high - low), 0.02)
+    low, high = low - 1.5 * room, high + room
+    at = (rows["accuracy"].to_numpy() - low) / (high - low)  # in heights of the axes
+    for row, error, y, place in zip(rows.itertuples(), sd, at, _spread(at, 0.055), strict=True):
+        look = _look(row.method) | {"linestyle": "", "markersize": 7}
+        ax.errorbar(getattr(row, by), row.accuracy, error, capsize=2, elinewidth=1, zorder=3, **look)
+        x = (np.log10(getattr(row, by)) - ends[0]) / (ends[1] - ends[0])
+        line = {"color": look["color"], "linewidth": 0.7, "zorder": 2, "transform": ax.transAxes, "clip_on": False}
+        ax.plot([x, 1.0, 1.03], [y, y, place], **line)
+        ax.text(1.04, place, look["label"], fontsize=8, va="center", transform=ax.transAxes)
+    ax.set(ylim=(low, high))
+
+
+def _spread(at: np.ndarray, gap: float) -> np.ndarray:
+    """Ascending places, ``gap`` apart at least, and as near to ``at`` (ascending) as that allows."""
+    steps = gap * np.arange(len(at))
+    return isotonic_regression(at - steps).x + steps
+
+
+def _caption_accuracy_cost(frame: pd.DataFrame) -> list[str]:
+    said = []
+    for fraction, group in frame.dropna(subset="accuracy").groupby("fraction", sort=False):
+        each = [f"{method_name(row.method)} {row.accuracy:.3f}" for row in group.itertuples()]
+        said.append(f"{fraction:.0%} of Train: {', '.join(each)}")
+    costs = frame.groupby("what", sort=False)[["p50_ms", "gflops"]].first()
+    each = [f"{WHAT[what]} {row.p50_ms:.3g} ms, {row.gflops:.2g} GFLOP" for what, row in costs.iterrows()]
+    empty = [WHAT[w] for w, rows in frame.groupby("what", sort=False)["accuracy"] if rows.isna().all()]
+    unnamed = [name for name in empty if "ONNX" not in name]
+    return [
+        f"Accuracy at {'; '.join(said)}." if said else "No method of the run is served by a design that was measured.",
+        f"One answer: {'; '.join(each)}.",
+        *([f"No method of this run has the cost of: {', '.join(unnamed)}."] if unnamed else []),
+    ]
+
+
 _CAPTIONS: dict[str, Callable[[pd.DataFrame], list[str]]] = {
     "class_sizes": _caption_class_sizes,
     "loss_curves": _caption_loss_curves,
@@ -688,4 +1123,9 @@ _CAPTIONS: dict[str, Callable[[pd.DataFrame], list[str]]] = {
     "neighbour_pictures": _caption_neighbour_pictures,
     "measures": _caption_measures,
     "recall": _caption_recall,
+    "factors": _caption_factors,
+    "gain_by_size": _caption_gain_by_size,
+    "ablation_grid": _caption_ablation_grid,
+    "confusions": _caption_confusions,
+    "accuracy_cost": _caption_accuracy_cost,
 }

@@ -1,38 +1,59 @@
 """The supervised stage: a classifier on a fraction of Train, all weights trained, and its reading of Test."""
 
 import os
+import re
 import shutil
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, normalize, one_hot
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
 
-from icssl_lib.adapt import make_accelerator, text_model
+from icssl_lib.adapt import make_accelerator, precision_here, text_model, vision_model
 from icssl_lib.catalogue import Catalogue, head_tail, train_subset
-from icssl_lib.config import Study
-from icssl_lib.encoders import mean_pool, save_pretrained, take, tokenize
-from icssl_lib.images import written_whole
-from icssl_lib.methods import METHODS
+from icssl_lib.config import Study, VisionConfig
+from icssl_lib.encoders import (
+    ModelError,
+    TextTower,
+    VisionTower,
+    embed_titles,
+    load_text,
+    load_vision,
+    mean_pool,
+    save_pretrained,
+    take,
+    tokenize,
+)
+from icssl_lib.fast import fast
+from icssl_lib.images import ImageStore, written_whole
+from icssl_lib.methods import adapted_by, entry_of
 from icssl_lib.metrics import scores as metrics_of
 from icssl_lib.runs import digest, piece
 from icssl_lib.scale import START, Checkpoint, batches_left, in_processes, local_rows, sum_gradients
 
+Read = Callable[[pd.DataFrame], np.ndarray]  # products to probabilities of the catalogue's labels, float64 (N, C)
+
 
 @dataclass
 class Classified:
-    """One classifier's reading. predictions: id, label, predicted, confidence of Test; n_train: labels used."""
+    """One classifier's reading. predictions: id, label, predicted, confidence of Test; n_train: labels used;
+    test_readings: how often Test was handed out for it."""
 
     predictions: pd.DataFrame
     n_train: int
     dev_accuracy: float
+    test_readings: int
 
 
 class MeanPooledClassifier(nn.Module):
@@ -47,6 +68,38 @@ class MeanPooledClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return self.classifier(self.dropout(mean_pool(hidden, attention_mask)))
+
+
+class LookingClassifier(nn.Module):
+    """A linear layer on a picture's pooled features, or on a title's and its picture's side by side.
+
+    Call: pixels uint8 (N, S, S, 3), shown bool (N,), and tokens (N, T) where there is a text tower -> logits (N, C).
+    A product without a picture has zeros for its picture's features.
+    """
+
+    def __init__(self, text: TextTower | None, vision: VisionTower, n_labels: int) -> None:
+        super().__init__()
+        self.text, self.vision = text, vision
+        width = vision.backbone.num_features + (text.backbone.config.hidden_size if text else 0)
+        self.classifier = nn.Linear(width, n_labels)
+
+    def forward(self, pixels: Tensor, shown: Tensor, **tokens: Tensor) -> Tensor:
+        features = self.vision.embed(pixels) * shown[:, None]  # (N, F)
+        if self.text:
+            features = torch.cat([self.text.embed(**tokens), features], dim=1)
+        return self.classifier(features)
+
+
+class Pictures:
+    """Pictures of products by position, as `LookingClassifier` takes them; pixels of one that has none are any."""
+
+    def __init__(self, products: pd.DataFrame, store: ImageStore, device: torch.device) -> None:
+        self.rows, self.store, self.device = products.image_row.to_numpy(), store, device
+
+    def __getitem__(self, index: Tensor) -> dict[str, Tensor]:
+        rows = self.rows[index.numpy()]
+        pixels, shown = torch.tensor(self.store[np.maximum(rows, 0)]), torch.tensor(rows >= 0)
+        return {"pixels": pixels.to(self.device), "shown": shown.to(self.device)}
 
 
 def classify_fractions(
@@ -65,26 +118,27 @@ def classify_fractions_here(
 
     Returns:
         scores: one row per fraction: dataset, method, fraction, seed, n_train, the metrics on Test, dev_accuracy,
-            seconds. predictions: one row per fraction and Test item: dataset, method, fraction, seed, id, label,
-            predicted, confidence.
+            test_readings, seconds. predictions: one row per fraction and Test item: dataset, method, fraction, seed,
+            id, label, predicted, confidence.
     """
-    if METHODS[method].adapts:
-        encoder = str(piece(out, "encoders", catalogue.name, method, seed))
-    else:
-        encoder = text_model(study, out)
+    made_by, entry, study = adapted_by(study, method), entry_of(study, method), study.of(method)
+    vision = vision_model(study, out)
+    encoder = str(piece(out, "encoders", catalogue.name, made_by, seed)) if made_by else text_model(study, out)
+    towers = Path(encoder, "towers.safetensors") if made_by and entry.looks else None
     head, tail = head_tail(catalogue.label_counts)
     # Labels that Train does not hold are of the tail: no classifier can name them.
     tail = tail + sorted(set(catalogue.part("test").label) - set(catalogue.label_counts.index))
     scores, tables = [], []
     unfinished = piece(out, "checkpoints", catalogue.name, method, seed)
-    weights = Path(encoder, "model.safetensors")
-    made = weights.stat().st_mtime_ns if weights.is_file() else None  # an encoder made anew is another
+    made = _made(encoder)
+    shown = (vision, _made(vision.model.removeprefix("local-dir:"))) if entry.looks else ()
     main = int(os.environ.get("RANK", 0)) == 0
     bar = f"{catalogue.name} {method} seed {seed}"
     for fraction in tqdm(study.finetune.fractions, desc=bar, disable=not (progress and main)):
         name = f"f{round(100 * fraction):03d}"
-        parts = (method, seed, fraction, study.text, study.finetune, study.runtime.precision, encoder, made)
-        key = digest(*parts, catalogue.split_hash)
+        path = precision_here(study.runtime), study.runtime.fast, study.runtime.compile
+        parts = (method, seed, fraction, study.text, study.finetune, *path, encoder, made)
+        key = digest(*parts, catalogue.split_hash, *shown)
         finished = unfinished / f"{name}.parquet"
         if finished.is_file() and (table := pd.read_parquet(finished)).attrs["key"] == key:
             scores.append(table.attrs["scores"])
@@ -95,13 +149,12 @@ def classify_fractions_here(
             keep = piece(out, "classifiers", catalogue.name, method, seed) / name
         started = time.perf_counter()
         checkpoint = unfinished / f"{name}.pt"
-        read = classify(method, encoder, catalogue, study, fraction, seed, keep, checkpoint, key)
+        read = classify(method, encoder, catalogue, study, fraction, seed, keep, checkpoint, key, vision, towers)
         seconds = round(time.perf_counter() - started, 2)
         keys = {"dataset": catalogue.name, "method": method, "fraction": fraction, "seed": seed}
         metrics = metrics_of(read.predictions.label, read.predictions.predicted, head, tail)
-        scores.append(
-            keys | {"n_train": read.n_train, **metrics, "dev_accuracy": read.dev_accuracy, "seconds": seconds}
-        )
+        rest = {"dev_accuracy": read.dev_accuracy, "test_readings": read.test_readings, "seconds": seconds}
+        scores.append(keys | {"n_train": read.n_train, **metrics, **rest})
         tables.append(read.predictions.assign(**keys)[[*keys, "id", "label", "predicted", "confidence"]])
         if main:
             unfinished.mkdir(parents=True, exist_ok=True)
@@ -116,6 +169,12 @@ def classify_fractions_here(
     return pd.DataFrame(scores), pd.concat(tables, ignore_index=True)
 
 
+def _made(folder: str) -> int | None:
+    """When a folder's weights were written, for one made anew is another; None for a hub's name."""
+    weights = Path(folder, "model.safetensors")
+    return weights.stat().st_mtime_ns if weights.is_file() else None
+
+
 def classify(
     method: str,
     encoder: str,
@@ -126,42 +185,121 @@ def classify(
     keep: Path | None = None,
     checkpoint: Path | None = None,
     key: str = "",
+    vision: VisionConfig | None = None,
+    towers: Path | None = None,
 ) -> Classified:
     """Train the method's classifier on a nested fraction of Train, then read Test once.
 
     Args:
-        method: a name in METHODS.
+        method: a name in METHODS, or a variant of one.
         encoder: folder or hub name of the text encoder to start from (unused by TF-IDF).
         catalogue: Train and Dev are trained and selected on.
         fraction: in (0, 1], of Train; the same seed draws the same products for every method.
-        keep: folder to save the classifier to, as a plain Hugging Face folder.
+        keep: folder to save the classifier to, as a plain Hugging Face folder; one that sees pictures is not kept.
         checkpoint: file for the state of a long training, which a killed call goes on from.
         key: of what the training depends on; a state with another key is ignored.
+        vision: the vision tower to start from, where pictures are seen; None: the study's, which must not be
+            "pretrained" then.
+        towers: file of adapted towers (`adapt.save`) whose vision backbone is started from instead.
+
+    Raises: ValueError: the classifier needs pictures, and the catalogue has none.
     """
+    entry, study, labels = entry_of(study, method), study.of(method), catalogue.labels
+    before = catalogue.handed["test"]
     train = train_subset(catalogue.part("train"), fraction, seed)
-    kind = METHODS[method].classifier
-    if kind == "tfidf":
-        return _tfidf(train, catalogue)
-    return _finetune(encoder, train, catalogue, study, seed, keep, checkpoint, key)
+    if study.finetune.label_noise:
+        train = train.assign(label=flipped(train.label, labels, study.finetune.label_noise, seed))
+    n_train = len(train)
+    if study.finetune.label_names or entry.names:
+        train = pd.concat([train, named(labels)], ignore_index=True)
+    if entry.looks and catalogue.images is None:
+        raise ValueError(f"{catalogue.name} has no pictures; '{method}' needs them")
+
+    def fit(kind: str, train: pd.DataFrame, path: Path | None, **options: Any) -> Read:
+        looking = vision or study.vision, towers
+        return _finetune(kind, encoder, looking, train, catalogue, study, seed, path, key, **options)
+
+    if entry.classifier == "tfidf":
+        read = _tfidf(train, catalogue)
+    elif entry.classifier == "knn":
+        read = _knn(encoder, train, catalogue, study)
+    elif entry.classifier == "image":
+        read = _image(fit, train, catalogue, checkpoint)
+    elif entry.classifier == "late":
+        read = _late(fit, train, catalogue, checkpoint)
+    elif entry.classifier == "distilled":
+        read = _distilled(fit, entry.teacher, train, catalogue, checkpoint, keep)
+    else:
+        read = fit(entry.classifier, train, checkpoint, keep=keep if entry.classifier == "finetune" else None)
+    dev = catalogue.part("dev")
+    dev_accuracy = _accuracy(read(dev), dev, labels)
+    test = catalogue.part("test")
+    found = _as_table(test, labels, read(test))
+    return Classified(found, n_train, dev_accuracy, catalogue.handed["test"] - before)
+
+
+def named(labels: list[str]) -> pd.DataFrame:
+    """Each label's name, its separators made blanks, as a title of that label: title, label, image_row (-1).
+
+    A shop knows what its categories are called before it has labelled anything; a classifier of few labels does not.
+    """
+    titles = [" ".join(re.split(r"[\W_]+", label)).strip() or label for label in labels]
+    return pd.DataFrame({"title": titles, "label": labels, "image_row": -1})
+
+
+def flipped(label: pd.Series, labels: list[str], share: float, seed: int) -> pd.Series:
+    """Labels of which each is, with probability ``share``, another one of ``labels``, drawn uniformly: symmetric noise.
+
+    The draw is of the seed and the position alone, so all methods get the same wrong labels, and a nested fraction
+    those of the larger ones.
+
+    Args: label: (N,), each in ``labels``. share: in [0, 1). Returns: (N,).
+    Raises: ValueError: fewer than two labels to choose from.
+    """
+    if len(labels) < 2:
+        raise ValueError("finetune.label_noise needs two classes or more: a wrong label is one of another class")
+    at = pd.Index(labels).get_indexer(label)
+    wrong = np.random.default_rng([seed, 3]).random(len(label)) < share
+    step = np.random.default_rng([seed, 4]).integers(1, len(labels), len(label))
+    return pd.Series(np.array(labels, dtype=object)[np.where(wrong, (at + step) % len(labels), at)], label.index)
 
 
 def _finetune(
+    kind: str,
     encoder: str,
+    looking: tuple[VisionConfig, Path | None],
     train: pd.DataFrame,
     catalogue: Catalogue,
     study: Study,
     seed: int,
-    keep: Path | None,
     path: Path | None,
     key: str,
-) -> Classified:
-    """Cross-entropy on all weights with Adam (Chen & Chou, 2022, section 4)."""
-    config, labels = study.finetune, catalogue.labels
+    keep: Path | None = None,
+    soft: np.ndarray | None = None,
+) -> Read:
+    """Cross-entropy on all weights with Adam (Chen & Chou, 2022, section 4).
+
+    ``kind``: "finetune" reads titles; "image" pictures (each product has one); "joint" both. looking: the vision tower
+    and, if its backbone was adapted, the file that holds it. soft: float32 (M, C), a teacher's probabilities of the
+    SSL part's products, which are trained on beside ``train``.
+    """
+    config, labels, dev = study.finetune, catalogue.labels, catalogue.part("dev")
+    if kind == "joint" and config.uda_weight:
+        raise ValueError("finetune.uda_weight: it replaces words of titles, and joint fusion reads pictures too; set 0")
+    if kind == "image":
+        dev = dev[dev.image_row >= 0].reset_index(drop=True)
     set_seed(seed)
     accelerator = make_accelerator(study.runtime)
     device = accelerator.device
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
-    if config.head == "mean":
+    tokenizer = None if kind == "image" else AutoTokenizer.from_pretrained(encoder)
+    if kind != "finetune":
+        pooling = study.text.pooling
+        text = None if kind == "image" else TextTower(load_text(encoder)[0], pooling, projection_dim=1, depth=0)
+        vision = VisionTower(load_vision(looking[0]), 1, depth=0, size=looking[0].image_size)
+        if looking[1]:
+            vision.backbone.load_state_dict(adapted_backbone(looking[1]))
+        model = LookingClassifier(text, vision, len(labels))
+    elif config.head == "mean":
         model = MeanPooledClassifier(encoder, len(labels))
     else:
         names = {
@@ -173,86 +311,281 @@ def _finetune(
         )
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    target = torch.tensor(pd.Index(labels).get_indexer(train.label))
+    prior = (target.bincount(minlength=len(labels)) + 1).log().to(device)  # one more each: no class is impossible
+    if soft is not None:
+        if config.imbalance in ("class_balanced", "two_stage"):
+            raise ValueError(f"finetune.imbalance: {config.imbalance}: a teacher's probabilities are of no one class")
+        train = pd.concat([train, catalogue.part("ssl").drop(columns="label")], ignore_index=True)
+        target = torch.cat([one_hot(target, len(labels)).float(), torch.from_numpy(soft)])  # (N + M, C)
     epochs, steps = config.steps(len(train))
+    first = epochs  # epochs of the first stage; the second trains the last layer on balanced classes
+    if config.imbalance == "two_stage":
+        epochs, steps = 2 * epochs, 2 * steps
     schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
     optimizer = accelerator.prepare(optimizer)
     state = {"model": model, "optimizer": optimizer, "schedule": schedule}
     checkpoint = Checkpoint(path, study.runtime.checkpoint_minutes, key, accelerator, **state) if path else None
 
-    tokens = tokenize(tokenizer, list(train.title), study.text.max_tokens)
-    target = torch.tensor(pd.Index(labels).get_indexer(train.label))
+    def pictures(products: pd.DataFrame) -> Pictures | None:
+        return None if kind == "finetune" else Pictures(products, catalogue.images, device)
+
+    def read(products: pd.DataFrame) -> np.ndarray:
+        with fast(model, study.runtime.fast):
+            return predict(model, tokenizer, list(products.title), study, accelerator, pictures(products))
+
+    wants_more = tokenizer is not None and config.uda_weight > 0
+    tokens = tokenize(tokenizer, list(train.title), study.text.max_tokens) if tokenizer else None
+    shown = pictures(train)
+    unlabelled = tokenize(tokenizer, list(catalogue.part("ssl").title), study.text.max_tokens) if wants_more else None
     generator = torch.Generator().manual_seed(seed)
     if accelerator.process_index:
         torch.manual_seed(seed + 1000 * accelerator.process_index)  # rows elsewhere have a dropout of their own
     at = (checkpoint.resume() if checkpoint else None) or START | {"best": (-1.0, None)}
     best, loss = at["best"], torch.zeros(())
 
-    def shuffled(generator: torch.Generator) -> tuple[Tensor, ...]:
+    def order(balanced: bool, generator: torch.Generator) -> tuple[Tensor, ...]:
+        if balanced:  # each class as often as any other that Train holds
+            weight = 1 / target.bincount()[target].double()
+            return torch.multinomial(weight, len(train), True, generator=generator).split(config.batch_size)
         return torch.randperm(len(train), generator=generator).split(config.batch_size)
 
-    for epoch in range(at["epoch"], epochs):
-        model.train()
-        for position, index in batches_left(at, epoch, generator, shuffled):
-            own = local_rows(index, accelerator)
-            rows = own if len(own) else index[:1]  # a process without a row goes along, at weight 0
-            with accelerator.autocast():
-                loss = cross_entropy(logits(model, take(tokens, rows, device)).float(), target[rows].to(device))
-            accelerator.backward(loss * (len(own) / len(index)))
-            sum_gradients(model.parameters(), accelerator)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if checkpoint and checkpoint.due():
-                checkpoint.save(**position, best=best)
-        if config.selection == "best_dev":
-            accuracy = _dev_accuracy(model, tokenizer, catalogue, study, accelerator)
-            if accuracy > best[0]:  # the earliest of equals
-                best = (accuracy, {k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
+    with fast(model, study.runtime.fast, study.runtime.compile):
+        for epoch in range(at["epoch"], epochs):
+            model.train()
+            if epoch >= first:
+                resumed = epoch == at["epoch"] and at["order"] is not None
+                only_last_layer(model, optimizer, seed if epoch == first and not resumed else None)
+            shuffled = partial(order, config.imbalance == "class_balanced" or epoch >= first)
+            for position, index in batches_left(at, epoch, generator, shuffled):
+                own = local_rows(index, accelerator)
+                rows = own if len(own) else index[:1]  # a process without a row goes along, at weight 0
+                with accelerator.autocast():
+                    found = logits(model, batch_of(tokens, shown, rows, device)).float()
+                    if config.imbalance == "logit_adjusted":
+                        found = found + prior
+                    loss = cross_entropy(found, target[rows].to(device))
+                    if unlabelled:
+                        more = torch.randint(len(unlabelled["input_ids"]), (config.batch_size,))
+                        loss = loss + config.uda_weight * uda(model, take(unlabelled, more, device), tokenizer)
+                accelerator.backward(loss * (len(own) / len(index)))
+                sum_gradients(model.parameters(), accelerator)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                if checkpoint and checkpoint.due():
+                    checkpoint.save(**position, best=best)
+            if config.selection == "best_dev" and len(dev):
+                accuracy = _accuracy(read(dev), dev, labels)
+                if accuracy > best[0]:  # the earliest of equals
+                    best = (accuracy, {k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
     if not torch.isfinite(loss):
         raise FloatingPointError(f"fine-tuning diverged: the loss is {loss.item()}; lower finetune.lr")
     if best[1] is not None:
         model.load_state_dict(best[1])
-    dev_accuracy = _dev_accuracy(model, tokenizer, catalogue, study, accelerator)
-    test = catalogue.part("test")
-    probability = predict(model, tokenizer, list(test.title), study, accelerator)
     if keep is not None:
         tokenizer.model_max_length = study.text.max_tokens
         if accelerator.is_main_process:
-            save_pretrained(model.cpu(), tokenizer, keep)
-    return Classified(_as_table(test, labels, probability), len(train), dev_accuracy)
+            save_pretrained(model, tokenizer, keep)
+    return read
 
 
-def logits(model: nn.Module, tokens: dict[str, Tensor]) -> Tensor:
-    """(N, C), of a transformers classifier or of the mean-pooled variant."""
-    output = model(**tokens)
+def only_last_layer(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int | None) -> None:
+    """Train ``model.classifier`` alone from here on (decoupled training: Kang et al., 2020, their cRT).
+
+    Args: seed: of fresh weights, the same in all processes, which the optimiser remembers nothing of; None: go on.
+    """
+    model.requires_grad_(False)
+    model.classifier.requires_grad_(True)
+    if seed is None:
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in model.classifier.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    for parameter in model.classifier.parameters():
+        optimizer.state.pop(parameter, None)
+
+
+def uda(model: nn.Module, tokens: dict[str, Tensor], tokenizer, share: float = 0.3) -> Tensor:
+    """Unsupervised data augmentation (Xie et al., 2020): a title and the same with words replaced are of one class.
+
+    The mean divergence KL(p || q), in nats, of the noisy title's classes q from the clean title's p, which is sharpened
+    (temperature 0.4), takes no gradient, and counts where its surest class has at least 0.5 (their settings where
+    classes are many). A word is replaced, with probability ``share``, by one drawn from the batch's words.
+
+    Args: model: a classifier of tokens. tokens: input_ids and attention_mask, (N, T) each. Returns: scalar.
+    """
+    ids, words = tokens["input_ids"], tokens["attention_mask"].bool()
+    words = words & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+    with torch.no_grad():
+        clean = logits(model, tokens).float()
+        sure = clean.softmax(-1).amax(-1) >= 0.5
+        target = (clean / 0.4).log_softmax(-1)  # (N, C)
+    pool = ids[words]
+    if not len(pool):
+        return clean.sum() * 0
+    drawn = pool[torch.randint(len(pool), ids.shape, device=ids.device)]
+    noisy = torch.where(words & (torch.rand(ids.shape, device=ids.device) < share), drawn, ids)
+    found = logits(model, tokens | {"input_ids": noisy}).float().log_softmax(-1)
+    return (kl_div(found, target, reduction="none", log_target=True).sum(-1) * sure).mean()
+
+
+def adapted_backbone(towers: Path) -> dict[str, Tensor]:
+    """The weights of the vision backbone in a file of adapted towers.
+
+    Raises: ModelError: no such file, or towers that see no pictures.
+    """
+    from safetensors.torch import load_file
+
+    if not towers.is_file():
+        raise ModelError(f"{towers}: no such file: no towers were kept beside this encoder; run notebook 02 again")
+    prefix = "vision.backbone."
+    found = {name.removeprefix(prefix): w for name, w in load_file(towers).items() if name.startswith(prefix)}
+    if not found:
+        raise ModelError(f"{towers}: holds no vision tower; a classifier that looks needs a method with pictures")
+    return found
+
+
+def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """(N, C), of a transformers classifier or of the variants here."""
+    output = model(**batch)
     return output if isinstance(output, Tensor) else output.logits
+
+
+def batch_of(tokens: dict[str, Tensor] | None, pictures: Pictures | None, index: Tensor, device) -> dict[str, Tensor]:
+    """What a classifier is called with for the products at ``index`` (N,): tokens, pictures, or both."""
+    return (take(tokens, index, device) if tokens else {}) | (pictures[index] if pictures else {})
 
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, tokenizer, titles: list[str], study: Study, accelerator, batch_size: int = 128
+    model: nn.Module, tokenizer, titles: list[str], study: Study, accelerator, pictures: Pictures | None = None
 ) -> np.ndarray:
     """Class probabilities of titles in their order: float64 (N, C). Long and short titles go in batches of their
-    own, so that little is padded."""
+    own, so that little is padded. Without a tokenizer pictures alone are read."""
     model.eval()
-    tokens = tokenize(tokenizer, titles, study.text.max_tokens)
-    order = tokens["attention_mask"].sum(dim=1).argsort(stable=True)
+    tokens, order = None, torch.arange(len(titles))
+    if tokenizer is not None:
+        tokens = tokenize(tokenizer, titles, study.text.max_tokens)
+        order = tokens["attention_mask"].sum(dim=1).argsort(stable=True)
     with accelerator.autocast():
         rows = [
-            logits(model, take(tokens, i, accelerator.device)).float().softmax(-1).cpu()
-            for i in order.split(batch_size)
+            logits(model, batch_of(tokens, pictures, i, accelerator.device)).float().softmax(-1).cpu()
+            for i in order.split(128)
         ]
     probability = torch.cat(rows)
     return probability[order.argsort()].double().numpy()
 
 
-def _dev_accuracy(model: nn.Module, tokenizer, catalogue: Catalogue, study: Study, accelerator) -> float:
+def _accuracy(probability: np.ndarray, products: pd.DataFrame, labels: list[str]) -> float:
+    return float(np.mean(np.array(labels)[probability.argmax(1)] == products.label.to_numpy()))
+
+
+def _knn(encoder: str, train: pd.DataFrame, catalogue: Catalogue, study: Study) -> Read:
+    """The nearest titles of ``train`` by cosine, in the encoder as it is: nothing is trained.
+
+    Titles are pooled as ``text.pooling`` says, before any projection.
+    """
+    backbone, tokenizer = load_text(encoder)
+    backbone.to(make_accelerator(study.runtime).device)
+
+    def embed(products: pd.DataFrame) -> Tensor:
+        return embed_titles(backbone, tokenizer, list(products.title), study.text)
+
+    known, label = embed(train), torch.tensor(pd.Index(catalogue.labels).get_indexer(train.label))
+    k, classes = study.finetune.neighbours, len(catalogue.labels)
+    return lambda products: vote(embed(products), known, label, classes, k).numpy()
+
+
+def vote(query: Tensor, known: Tensor, label: Tensor, classes: int, k: int) -> Tensor:
+    """Each class's share in the votes of the k nearest by cosine, each vote weighed by its cosine.
+
+    Args:
+        query: (N, D).
+        known: (M, D); where M < k all of them vote.
+        label: int64 (M,), below ``classes``.
+
+    Returns: float64 (N, classes), rows sum to 1. A cosine below 1e-6 counts as 1e-6.
+    """
+    query, known, rows = normalize(query, dim=1), normalize(known, dim=1), []
+    for part in query.split(1024):  # (1024, M) cosines at a time
+        near = (part @ known.T).topk(min(k, len(known)), dim=1)
+        weight = near.values.double().clamp(min=1e-6)
+        rows.append(weight.new_zeros(len(part), classes).scatter_add(1, label[near.indices], weight))
+    votes = torch.cat(rows)
+    return votes / votes.sum(dim=1, keepdim=True)
+
+
+def _looking(fit: Callable[..., Read], train: pd.DataFrame, path: Path | None) -> Callable[..., np.ndarray]:
+    """A classifier of pictures, trained on the products that have one. Read: products, and the probabilities (N, C)
+    of those that it has nothing to say of, for want of a picture here or in all of ``train``."""
+    shown = train[train.image_row >= 0].reset_index(drop=True)
+    look = fit("image", shown, path) if len(shown) else None
+
+    def read(products: pd.DataFrame, otherwise: np.ndarray) -> np.ndarray:
+        seen = (products.image_row >= 0).to_numpy()
+        if look is None or not seen.any():
+            return otherwise
+        probability = otherwise.copy()
+        probability[seen] = look(products[seen].reset_index(drop=True))
+        return probability
+
+    return read
+
+
+def _image(fit: Callable[..., Read], train: pd.DataFrame, catalogue: Catalogue, path: Path | None) -> Read:
+    """Pictures alone. A product without one gets the classes' shares in ``train``, so the most frequent class."""
+    look, trained = _looking(fit, train, path), (train.image_row >= 0).any()
+    share = train.label.value_counts(normalize=True).reindex(catalogue.labels, fill_value=0.0)
+
+    def read(products: pd.DataFrame) -> np.ndarray:
+        absent = int((products.image_row < 0).sum()) if trained else len(products)
+        if absent:
+            whose, why = products["part"].iloc[0], "for want of a picture"
+            told = f"{absent} of {len(products)} products of {whose} are called '{share.idxmax()}' {why}"
+            warnings.warn(f"{catalogue.name}: {told}", stacklevel=2)
+        return look(products, np.tile(share, (len(products), 1)))
+
+    return read
+
+
+def _late(fit: Callable[..., Read], train: pd.DataFrame, catalogue: Catalogue, path: Path | None) -> Read:
+    """Late fusion: the probabilities of a title's and of its picture's classifier, averaged with a weight chosen on
+    Dev. Without a picture the title decides alone."""
+    say = fit("finetune", train, path)
+    look = _looking(fit, train, path.with_stem(f"{path.stem}-image") if path else None)
     dev = catalogue.part("dev")
-    probability = predict(model, tokenizer, list(dev.title), study, accelerator)
-    return float(np.mean(np.array(catalogue.labels)[probability.argmax(1)] == dev.label.to_numpy()))
+    weight = picture_weight(title := say(dev), look(dev, title), catalogue.labels, dev)
+    return lambda products: (1 - weight) * (title := say(products)) + weight * look(products, title)
 
 
-def _tfidf(train: pd.DataFrame, catalogue: Catalogue) -> Classified:
+def _distilled(
+    fit: Callable[..., Read],
+    teacher: str,
+    train: pd.DataFrame,
+    catalogue: Catalogue,
+    path: Path | None,
+    keep: Path | None,
+) -> Read:
+    """Distillation (Hinton et al., 2015) over the SSL part: a teacher, which may look at pictures, learns from the few
+    labels, and its probabilities of the SSL part's products are the targets of a classifier that reads titles alone,
+    beside the labels themselves. So at inference it is BERT as ever."""
+    beside = path.with_stem(f"{path.stem}-teacher") if path else None
+    teach = _late(fit, train, catalogue, beside) if teacher == "late" else fit(teacher, train, beside)
+    return fit("finetune", train, path, keep=keep, soft=teach(catalogue.part("ssl")).astype(np.float32))
+
+
+def picture_weight(title: np.ndarray, picture: np.ndarray, labels: list[str], dev: pd.DataFrame) -> float:
+    """The weight of pictures among 0, 0.1, ..., 1 with the highest accuracy on ``dev``, the smallest of equals.
+
+    Args: title, picture: probabilities (N, C) of the products of ``dev``.
+    """
+    return max(np.arange(11) / 10, key=lambda w: _accuracy((1 - w) * title + w * picture, dev, labels))
+
+
+def _tfidf(train: pd.DataFrame, catalogue: Catalogue) -> Read:
     """TF-IDF of words and logistic regression: the baseline that a practitioner tries first."""
     from sklearn.dummy import DummyClassifier
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -262,9 +595,14 @@ def _tfidf(train: pd.DataFrame, catalogue: Catalogue) -> Classified:
     one_class = train.label.nunique() == 1
     head = DummyClassifier() if one_class else LogisticRegression(C=10, max_iter=2000)
     model = make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), head).fit(train.title, train.label)
-    dev, test = catalogue.part("dev"), catalogue.part("test")
-    dev_accuracy = float(np.mean(model.predict(dev.title) == dev.label))
-    return Classified(_as_table(test, list(model.classes_), model.predict_proba(test.title)), len(train), dev_accuracy)
+    columns = pd.Index(catalogue.labels).get_indexer(model.classes_)
+
+    def read(products: pd.DataFrame) -> np.ndarray:
+        probability = np.zeros((len(products), len(catalogue.labels)))  # a label that it never saw: 0
+        probability[:, columns] = model.predict_proba(products.title)
+        return probability
+
+    return read
 
 
 def _as_table(items: pd.DataFrame, labels: list[str], probability: np.ndarray) -> pd.DataFrame:

@@ -270,6 +270,11 @@ class ImageStore:
         """Side of the pictures, in pixels."""
         return self._pixels.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all pixels."""
+        return self._pixels.nbytes
+
     def __len__(self) -> int:
         return self._pixels.shape[0]
 

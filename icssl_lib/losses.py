@@ -6,7 +6,7 @@ out: the loss can be negative, and is undefined for a batch of one.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import logsigmoid, normalize
 
 
 def info_nce(
@@ -107,6 +107,42 @@ def convirt(
     return alpha * forward + (1 - alpha) * backward
 
 
+def sigmoid(text: Tensor, image: Tensor, temperature: float, bias: float, *, groups: Tensor | None = None) -> Tensor:
+    r"""The sigmoid loss (Zhai et al., 2023): each of the N x N pairs is a question of its own, is it one or not?
+
+    .. math:: L = -\frac{1}{N} \sum_{i,j} \log \sigma\left(z_{ij} (s(t_i, v_j)/\tau + b)\right)
+
+    with z = 1 for a pair and -1 else, and the cosine similarity s. Zhai et al. learn tau and b; here both are given.
+
+    Args:
+        text: (N, D), N >= 2.
+        image: (N, D). Row i is the picture of title i.
+        temperature: tau > 0, dimensionless.
+        bias: b, dimensionless; they begin at tau = 0.1, b = -10.
+        groups: (N,) integers. Rows of one group (the same title) are neither a pair nor none, and are left out.
+
+    Returns: scalar, in nats per title; at least 0.
+    Raises: ValueError: shapes differ, N < 2, or temperature <= 0.
+    """
+    _check(text, temperature, images=image)
+    pair = torch.eye(len(text), dtype=torch.bool, device=text.device)
+    left_out = torch.zeros_like(pair) if groups is None else (groups[:, None] == groups[None, :]) & ~pair
+    t, v = normalize(text.float(), dim=-1), normalize(image.float(), dim=-1)
+    with torch.autocast(text.device.type, enabled=False):
+        logits = t @ v.T / temperature + bias  # (N, N)
+    return -logsigmoid(torch.where(pair, logits, -logits)).masked_fill(left_out, 0).sum() / len(text)
+
+
+def _check(query: Tensor, temperature: float, **others: Tensor) -> None:
+    for name, x in others.items():
+        if query.shape != x.shape or query.ndim != 2:
+            raise ValueError(f"query {tuple(query.shape)} and {name} {tuple(x.shape)} must be of one shape (N, D)")
+    if len(query) < 2:
+        raise ValueError("a batch of at least 2 is needed: the other rows are the negatives")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+
+
 def _contrast(
     query: Tensor,
     positives: Tensor,
@@ -116,13 +152,7 @@ def _contrast(
     groups: Tensor | None,
 ) -> Tensor:
     """Mean of logsumexp(negatives) - positive; row i's negatives are the rows of ``others`` outside its group."""
-    for name, x in (("positives", positives), ("negatives", others)):
-        if query.shape != x.shape or query.ndim != 2:
-            raise ValueError(f"query {tuple(query.shape)} and {name} {tuple(x.shape)} must be of one shape (N, D)")
-    if len(query) < 2:
-        raise ValueError("a batch of at least 2 is needed: the other rows are the negatives")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    _check(query, temperature, positives=positives, negatives=others)
     same = torch.eye(len(query), dtype=torch.bool, device=query.device)
     if groups is not None:
         same = groups[:, None] == groups[None, :]  # (N, N), true on the diagonal

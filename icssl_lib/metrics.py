@@ -5,7 +5,9 @@ columns ``dataset, method, fraction, seed, id, label, predicted``) and ``results
 method, fraction and seed; one column per metric). Nothing trains, nothing reads files.
 """
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,8 @@ METRIC_NAMES = {
 }
 Labels = Sequence[str]
 HeadTail = tuple[Labels, Labels]
+Pair = tuple[str, str]  # a method, and the one that it is compared with
+ALL = "all"  # in column dataset: over all datasets
 
 
 class Interval(NamedTuple):
@@ -144,6 +148,7 @@ def label_efficiency(
     predictions: pd.DataFrame | None = None,
     n: int = 2000,
     seed: int = 0,
+    widest: float | None = None,
 ) -> pd.DataFrame:
     """How many times the labels ``baseline`` needs to be as accurate.
 
@@ -156,6 +161,8 @@ def label_efficiency(
     Args:
         results: columns dataset, method, fraction, seed, accuracy.
         predictions: if given, resamples draw items as well as seeds; else seeds only (one seed: no width).
+        widest: a curve bends, so a dataset has no rows if the baseline has neighbouring fractions further apart than
+            so many times, or only one; None: all are taken.
 
     Returns:
         Columns dataset, method, fraction, factor, low, high (95% percentile interval); the baseline has no ro
@@ -173,6 +180,8 @@ def label_efficiency(
             raise ValueError(f"{dataset}: no results of the baseline '{baseline}'; found: {', '.join(values)}")
         reference = values.pop(baseline)
         fractions = np.array(sorted(reference))
+        if widest and (len(fractions) < 2 or (fractions[1:] / fractions[:-1]).max() > widest):
+            continue
         curves = np.stack([_seed_means(reference[f], seed) for f in fractions], axis=1)  # (1 + n, F)
         curves = np.maximum.accumulate(curves, axis=1)
         seeds = reference[fractions[0]].shape[1]
@@ -183,6 +192,210 @@ def label_efficiency(
                 factor = _reach(curves, _seed_means(point, seed), fractions) / fraction
                 rows.append((dataset, method, fraction, factor[0], *np.percentile(factor[1:], [2.5, 97.5])))
     return pd.DataFrame(rows, columns=["dataset", "method", "fraction", "factor", "low", "high"])
+
+
+def compare(
+    predictions: pd.DataFrame,
+    pairs: Sequence[Pair],
+    head_tail: Mapping[str, HeadTail],
+    metrics: Sequence[str] = ("accuracy", "tail_macro_f1"),
+    n: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Any method against any other: ``paired_bootstrap`` of each pair, per dataset and over all, with p-values.
+
+    Every dataset draws its own items and seeds. In the rows of dataset "all" the statistic is the mean of the
+    datasets' differences, so it speaks of these datasets, not of others.
+
+    p inverts the percentile interval: twice the smaller share of resamples at or beyond 0, as (1 + count) / (1 + n), so
+    never 0 (Davison and Hinkley, 1997, Bootstrap Methods, ch. 4), at most 1. p_holm is Holm's (1979) over the
+    fractions of one dataset, pair and metric; nothing corrects for the number of pairs.
+
+    Args:
+        predictions: any number of datasets, fractions, methods and seeds.
+        pairs: (method, against); where a dataset or fraction lacks one of the two, the row is left out.
+        head_tail: dataset -> (head labels, tail labels).
+
+    Returns:
+        Columns dataset, method, against, metric, fraction, difference, low, high (95%), p, p_holm. All nan where no
+        class counts.
+
+    Raises:
+        ValueError: a method without any predictions, methods of a pair that do not cover the same seeds and items, or a
+            dataset named "all".
+    """
+    found = _all_gaps(predictions, pairs, metrics, n, seed, head_tail)
+    keys = ["dataset", "method", "against", "metric", "fraction"]
+    rows = [(*key, *_interval(gap), _p_value(gap)) for key, gap in found.items()]
+    table = pd.DataFrame(rows, columns=[*keys, *Interval._fields, "p"])
+    return table.assign(p_holm=table.groupby(keys[:-1], sort=False)["p"].transform(holm))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Adjusted p-values that keep the chance of any false rejection among them (Holm, 1979, Scand. J. Stat. 6:65).
+
+    Args:
+        p: (m,); nan, a test that was not made, stays nan and does not count.
+    """
+    p = np.asarray(p, float)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # nan sorts to the end
+    adjusted = np.full(len(p), np.nan)
+    steps = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps * p[order]), 1)
+    return adjusted
+
+
+def ablations(table: pd.DataFrame, variants: Sequence[tuple[str, str, str, object, object]]) -> pd.DataFrame:
+    """What each changed setting does: the rows of ``compare`` by setting and value.
+
+    Args:
+        table: of ``compare``, with the pair (variant, of) of each variant; others are left out.
+        variants: (variant, of, setting, value, reference): "adapt.alpha", 0.25, and the value of method ``of``.
+
+    Returns:
+        Columns setting, value, reference (both as text), variant, of, dataset, fraction, metric, difference, low, high,
+        p_holm, in the order of ``variants``.
+    """
+    names = pd.DataFrame(variants, columns=["variant", "of", "setting", "value", "reference"]).astype(str)
+    rows = names.merge(table.rename(columns={"method": "variant", "against": "of"}), "inner", ["variant", "of"])
+    order = ["setting", "value", "reference", "variant", "of", "dataset", "fraction", "metric"]
+    return rows[[*order, *Interval._fields, "p_holm"]]
+
+
+def share_kept(
+    predictions: pd.DataFrame,
+    methods: Sequence[str],
+    duals: Sequence[str],
+    baseline: str = "origin",
+    n: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How much of what a picture at inference adds to accuracy a method keeps that reads the title alone.
+
+    share = (method - baseline) / (dual - baseline) of mean accuracies, on the same resamples above and below the line;
+    its interval is their percentiles. 1: as good as with the picture; negative: below the baseline. It is not defined
+    (nan) where the interval of dual - baseline does not lie above 0: there is no gain to keep a share of.
+
+    Args:
+        methods: those that read titles alone.
+        duals: those that are shown title and picture; without any there are no rows.
+
+    Returns:
+        Columns dataset ("all": shares of the datasets' mean gains), method, dual, fraction, gain (method - baseline),
+        dual_gain, dual_low, dual_high (dual - baseline with its 95% interval), share, low, high.
+
+    Raises:
+        ValueError: as ``compare``.
+    """
+    gains = _all_gaps(predictions, [(m, baseline) for m in dict.fromkeys([*methods, *duals])], ["accuracy"], n, seed)
+    rows = []
+    for (dataset, method, _, metric, fraction), gain in gains.items():
+        for dual in duals if method in methods else ():
+            whole = gains.get((dataset, dual, baseline, metric, fraction))
+            if whole is None:
+                continue
+            of = _interval(whole)
+            share = np.divide(gain, whole, out=np.full_like(gain, np.nan), where=(whole != 0) & (of.low > 0))
+            rows.append((dataset, method, dual, fraction, gain[0], *of, *_interval(share)))
+    columns = ["dataset", "method", "dual", "fraction", "gain", "dual_gain", "dual_low", "dual_high"]
+    return pd.DataFrame(rows, columns=[*columns, "share", "low", "high"])
+
+
+def gain_by_class_size(
+    predictions: pd.DataFrame,
+    sizes: pd.DataFrame,
+    methods: Sequence[str],
+    baseline: str = "origin",
+    bins: int | None = None,
+    n: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Recall of small and of large classes, method minus baseline: mean over the classes of a bin, each counted once.
+
+    Resamples as in ``paired_bootstrap``; a class without items in a resample is left out of that resample's mean.
+
+    Args:
+        predictions: rows of ``baseline`` and ``methods`` wherever a method is to be compared.
+        sizes: columns dataset, label, count (instances in all of Train, whatever the fraction), ``report.class_sizes``.
+        bins: None: powers of two (0; 1; 2 to 3; 4 to 7; ...); a number: so many quantiles of the classes' sizes. The
+            same for all datasets.
+
+    Returns:
+        Columns dataset ("all": the classes of all datasets in one bin), method, fraction, at_least and at_most (size
+        of a class in the bin), classes and items (in Test), difference, low, high; bins without classes in Test are
+        left out.
+    """
+    edges = _size_edges(sizes["count"].to_numpy(), bins)
+    found: dict[tuple[str, float, str], list[np.ndarray]] = {}
+    held: dict[tuple[str, float], np.ndarray] = {}
+    for (dataset, fraction), group in predictions.groupby(["dataset", "fraction"], sort=False):
+        here = [m for m in methods if (group["method"] == m).any()]
+        label, predicted = _aligned(group, [baseline, *here])
+        counts = sizes[sizes["dataset"] == dataset].set_index("label")["count"]
+        classes, items = np.unique(label, return_counts=True)
+        bin_of = np.searchsorted(edges, counts.reindex(classes, fill_value=0), "right") - 1
+        held[dataset, fraction] = np.stack([np.bincount(bin_of, w, len(edges) - 1) for w in (None, items)])
+        own = _own_seed(seed, dataset)
+        sums = {m: _recall_sums(label, p, bin_of, len(edges) - 1, n, own) for m, p in predicted.items()}
+        for m in here:
+            alive, reference = sums[m][1], sums[baseline][0]
+            gap = np.stack([_seed_means(g, own) for g in np.moveaxis(sums[m][0] - reference, -1, 0)], axis=-1)
+            found[dataset, fraction, m] = [gap, alive]  # both (1 + n, bins)
+    rows = []
+    fractions = sorted(predictions["fraction"].unique())
+    for dataset, m, fraction in product([*predictions["dataset"].unique(), ALL], methods, fractions):
+        parts = [key for key in found if key[1:] == (fraction, m) and dataset in (key[0], ALL)]
+        if not parts:
+            continue
+        gap, alive = (sum(found[key][i] for key in parts) for i in range(2))
+        classes, items = sum(held[key[:2]] for key in parts)
+        mean = np.divide(gap, alive, out=np.full_like(gap, np.nan), where=alive > 0)
+        rows += [
+            (dataset, m, fraction, edges[b], edges[b + 1] - 1, classes[b], items[b], *_interval(mean[:, b]))
+            for b in np.flatnonzero(classes)
+        ]
+    columns = ["dataset", "method", "fraction", "at_least", "at_most", "classes", "items", *Interval._fields]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[3:7], int))
+
+
+def confusions(
+    predictions: pd.DataFrame, method: str, baseline: str, fraction: float, top: int | None = 5
+) -> pd.DataFrame:
+    """Which classes a method no longer confuses, and which only it confuses.
+
+    An item of one seed is won where the baseline calls it ``predicted``, wrongly, and the method names its label; lost
+    where it is the other way round. Over all pairs of classes, won - lost is the difference of the numbers of hits.
+
+    Args:
+        top: pairs of classes to return per dataset, those with the largest won - lost and with the smallest; ties by
+            name. None: all that are not even.
+
+    Returns:
+        Columns dataset, change (won or lost: the sign of won - lost), label, predicted, won, lost (items, summed over
+        seeds), of (items of the class in Test, times seeds). The largest changes first.
+
+    Raises:
+        ValueError: as ``paired_bootstrap``.
+    """
+    frames = []
+    for dataset, group in predictions[predictions["fraction"] == fraction].groupby("dataset", sort=False):
+        label, predicted = _aligned(group, [method, baseline])
+        ours, theirs = predicted[method].ravel(), predicted[baseline].ravel()
+        true = np.tile(label, len(predicted[method]))
+        items = pd.DataFrame({"label": true, "ours": ours, "theirs": theirs})
+        sides = {
+            "won": items[(ours == true) & (theirs != true)].groupby(["label", "theirs"]).size(),
+            "lost": items[(theirs == true) & (ours != true)].groupby(["label", "ours"]).size(),
+        }
+        counts = pd.concat({k: s.rename_axis(["label", "predicted"]) for k, s in sides.items()}, axis=1)
+        counts = counts.reindex(columns=list(sides)).fillna(0).astype(int).sort_index()
+        net = counts["won"] - counts["lost"]
+        counts = counts.assign(change=np.where(net > 0, "won", "lost"), net=net.abs())[net != 0]
+        counts = counts.sort_values(["change", "net"], ascending=False, kind="stable")
+        kept = counts.groupby("change", sort=False).head(len(counts) if top is None else top).reset_index()
+        frames.append(kept.assign(dataset=dataset, of=kept["label"].map(pd.Series(true).value_counts())))
+    columns = ["dataset", "change", "label", "predicted", "won", "lost", "of"]
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
@@ -228,6 +441,19 @@ def wide_differences(table: pd.DataFrame) -> pd.DataFrame:
     text = [f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in table.itertuples()]
     table = table.assign(text=text, method=table["method"].map(method_name), metric=table["metric"].map(METRIC_NAMES))
     return _by_fraction(table, ["dataset", "metric", "method"], "text")
+
+
+def wide_compare(table: pd.DataFrame, rows: Sequence[str] = ("against", "method")) -> pd.DataFrame:
+    """``compare`` or ``ablations`` of one dataset and metric as it is printed: difference [low, high], starred where
+    p_holm < 0.05; a row per ``rows``, a column per fraction of Train.
+    """
+    names = {column: table[column].map(method_name) for column in rows if column in ("against", "method", "of")}
+    return _by_fraction(table.assign(text=starred(table), **names), list(rows), "text")
+
+
+def starred(table: pd.DataFrame) -> list[str]:
+    """difference [low, high] of each row, with a star where p_holm < 0.05."""
+    return [f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]{'*' * (r.p_holm < 0.05)}" for r in table.itertuples()]
 
 
 def format_table2(results: pd.DataFrame, paper: pd.DataFrame = TABLE2) -> str:
@@ -282,16 +508,80 @@ def _intervals(
     """Intervals of one dataset and fraction; every method and metric is scored on the same resamples."""
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ValueError(f"unknown metric {unknown}; known: {', '.join(METRICS)}")
-    label, predicted = _aligned(group, [baseline, *methods])
+    gaps = _gaps(group, [(m, baseline) for m in methods], metrics, n, seed, head, tail)
+    return {(m, metric): _interval(gap) for (m, _, metric), gap in gaps.items()}
+
+
+def _gaps(
+    group: pd.DataFrame,
+    pairs: Sequence[Pair],
+    metrics: Sequence[str],
+    n: int,
+    seed: int,
+    head: Labels,
+    tail: Labels,
+) -> dict[tuple[str, str, str], np.ndarray]:
+    """(method, against, metric) -> (1 + n,) differences of one dataset and fraction; the sample's own is the first."""
+    label, predicted = _aligned(group, list(dict.fromkeys(m for pair in pairs for m in pair)))
     values = {m: _bootstrap(label, p, metrics, n, seed, head, tail) for m, p in predicted.items()}
+    return {
+        (m, against, metric): _seed_means(values[m][metric] - values[against][metric], seed)
+        for m, against in pairs
+        for metric in metrics
+    }
+
+
+def _all_gaps(
+    predictions: pd.DataFrame,
+    pairs: Sequence[Pair],
+    metrics: Sequence[str],
+    n: int,
+    seed: int,
+    head_tail: Mapping[str, HeadTail] | None = None,
+) -> dict[tuple[str, str, str, str, float], np.ndarray]:
+    """(dataset, method, against, metric, fraction) -> (1 + n,) differences, dataset "all" among them; in this order."""
+    if ALL in predictions["dataset"].to_numpy():
+        raise ValueError(f"a dataset is named '{ALL}', which stands for all of them; rename it")
+    known = set(predictions["method"])
+    if missing := {m for pair in pairs for m in pair} - known:
+        raise ValueError(f"no predictions of {sorted(missing)}; found: {', '.join(sorted(known))}")
     found = {}
-    for m in methods:
-        for metric in metrics:
-            gap = _seed_means(values[m][metric] - values[baseline][metric], seed)  # (1 + n,)
-            drawn = gap[1:][~np.isnan(gap[1:])]
-            low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
-            found[m, metric] = Interval(float(gap[0]), float(low), float(high))
-    return found
+    for (dataset, fraction), group in predictions.groupby(["dataset", "fraction"], sort=False):
+        here = [pair for pair in pairs if set(pair) <= set(group["method"])]
+        parts = head_tail[dataset] if head_tail else ((), ())
+        if here:
+            for key, gap in _gaps(group, here, metrics, n, _own_seed(seed, dataset), *parts).items():
+                found[dataset, *key, fraction] = gap
+    datasets = list(predictions["dataset"].unique())
+    ordered = {}
+    for dataset, pair, *rest in product([*datasets, ALL], pairs, metrics, sorted(predictions["fraction"].unique())):
+        key = (*pair, *rest)
+        gaps = [found[d, *key] for d in (datasets if dataset == ALL else [dataset]) if (d, *key) in found]
+        defined = [gap for gap in gaps if not np.isnan(gap[0])] or gaps[:1]  # without a tail: left out
+        if gaps:
+            ordered[dataset, *key] = np.mean(defined, axis=0)
+    return ordered
+
+
+def _own_seed(seed: int, dataset: str) -> int:
+    """A seed of a dataset's own, so that datasets are resampled independently, whatever others there are."""
+    return seed + zlib.crc32(dataset.encode())
+
+
+def _interval(gap: np.ndarray) -> Interval:
+    """(1 + n,), the sample's own value first -> Interval; resamples in which it is not defined do not count."""
+    drawn = gap[1:][~np.isnan(gap[1:])]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) and not np.isnan(gap[0]) else (np.nan, np.nan)
+    return Interval(float(gap[0]), float(low), float(high))
+
+
+def _p_value(gap: np.ndarray) -> float:
+    drawn = gap[1:][~np.isnan(gap[1:])]
+    if np.isnan(gap[0]) or not len(drawn):
+        return float("nan")
+    # Differences of sums that are equal in exact arithmetic may miss 0 by rounding: they count on either side.
+    beyond = min((drawn <= 1e-12).sum(), (drawn >= -1e-12).sum())
+    return float(min(1, 2 * (1 + beyond) / (1 + len(drawn))))
 
 
 def _aligned(group: pd.DataFrame, methods: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -304,11 +594,12 @@ def _aligned(group: pd.DataFrame, methods: Sequence[str]) -> tuple[np.ndarray, d
     truth = group[["id", "label"]].drop_duplicates().set_index("id")["label"].sort_index()
     if not truth.index.is_unique:
         raise ValueError(f"{where}: item '{truth.index[truth.index.duplicated()][0]}' has two true labels")
-    table = group.pivot(index=["method", "seed"], columns="id", values="predicted").sort_index(axis=1)
+    # A column for each prediction of all items; a column for each item would take 25 times as long.
+    table = group.pivot(index="id", columns=["method", "seed"], values="predicted").sort_index()
     seeds = {m: sorted(group.loc[group["method"] == m, "seed"].unique()) for m in methods}
     if len({tuple(s) for s in seeds.values()}) > 1 or table.isna().to_numpy().any():
         raise ValueError(f"{where}: methods must cover the same seeds and items to be paired; seeds: {seeds}")
-    return _strings(truth), {m: np.stack([_strings(table.loc[(m, s)]) for s in seeds[m]]) for m in methods}
+    return _strings(truth), {m: np.stack([_strings(table[m, s]) for s in seeds[m]]) for m in methods}
 
 
 def _counts(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
@@ -374,6 +665,38 @@ def _bootstrap(
                 counted[counted == 0] = np.nan
                 parts[metric].append(np.stack([(f * alive)[kept].sum(axis=0) / counted for f in f1], axis=1))
     return {metric: np.concatenate(part) for metric, part in parts.items()}
+
+
+def _size_edges(counts: np.ndarray, bins: int | None) -> np.ndarray:
+    """Where bins of class sizes begin, and one past the largest: whole numbers, increasing."""
+    end = int(counts.max()) + 1
+    if bins is None:
+        powers = 2 ** np.arange(int(end).bit_length())
+        return np.array([0, *powers[powers < end], end])
+    inner = np.ceil(np.quantile(counts, np.arange(1, bins) / bins)).astype(int)
+    return np.unique([0, *inner, end])
+
+
+def _recall_sums(
+    label: np.ndarray, predicted: np.ndarray, bin_of: np.ndarray, bins: int, n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the classes' recalls by bin, (1 + n, seeds, bins), and how many classes have items, (1 + n, bins).
+
+    Args:
+        bin_of: (K,) bins of the sorted classes of ``label``.
+    """
+    classes, true = np.unique(label, return_inverse=True)
+    members = _one_hot(bin_of, bins)  # (bins, K)
+    truth = _one_hot(true, len(classes))
+    hits = [_one_hot(true, len(classes), p == label) for p in predicted]
+    sums, alive = [], []
+    for weights in _item_weights(n, len(label), seed):
+        items = np.ascontiguousarray(weights.T)  # (N, chunk)
+        support = truth @ items  # (K, chunk)
+        recalls = [(hit @ items) / np.maximum(support, 1) for hit in hits]
+        sums.append(np.stack([(members @ recall).T for recall in recalls], axis=1))
+        alive.append((members @ (support > 0).astype(float)).T)
+    return np.concatenate(sums), np.concatenate(alive)
 
 
 def _one_hot(codes: np.ndarray, classes: int, kept: np.ndarray | None = None) -> sparse.csr_matrix:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from icssl_lib.catalogue import PARTS, normalise_title, split
 from icssl_lib.config import Study, nearest
 from icssl_lib.images import decode, written_whole
-from icssl_lib.methods import METHODS
+from icssl_lib.methods import METHODS, adapted_by, entry_of
 from icssl_lib.paper import TABLE1
 from icssl_lib.pretrain import VISION_MODEL, text_shape, vision_shape
 from icssl_lib.runs import may_fork
@@ -51,6 +51,7 @@ PICTURE = 0.008  # seconds to decode and resize a picture, where none can be tri
 # catalogue and the weights, figures, writing. Cold: where jobs are no forks of a process that has imported torch.
 JOB, COLD_JOB = 4.0, 24.0
 REPORT = {"results": 2, "table2": 10, "figure5": 6, "report": 12}  # seconds
+REPORT |= {"cost": 100, "beyond": 30, "ablations": 30}  # where a study asks for them
 MAP, MAP_PRODUCT = 30, 0.002  # seconds of a map: compiling UMAP, and per product with its neighbours, page and pictures
 # Logistic regression on TF-IDF, measured with 3,000 and 15,000 titles of 953 classes: seconds per label and class, and
 # float64 vectors of one weight per class and word that its solver keeps. As many different words as titles.
@@ -236,7 +237,8 @@ def costs(study: Study, tokens: int) -> dict[str, Cost]:
     with torch.device("meta"):
         text, vision = make_backbone(study, "text"), None
         found = {"text": cost_of(text, torch.ones(1, tokens, dtype=torch.long), text.config.hidden_size)}
-        if any(METHODS[m].pictures != "none" for m in study.methods) or study.vision.model == "pretrained":
+        seeing = [m for m in study.methods if entry_of(study, m).pictures != "none" or entry_of(study, m).looks]
+        if seeing or study.vision.model == "pretrained":
             vision = make_backbone(study, "vision")
             pixels = torch.zeros(1, 3, study.vision.image_size, study.vision.image_size)
             found["vision"] = cost_of(vision, pixels, vision.num_features)
@@ -271,15 +273,23 @@ def adapt_steps(study: Study, pairs: int) -> tuple[int, int]:
     return (study.adapt.epochs * (pairs // batch) if batch else 0), batch
 
 
-def finetune_steps(study: Study, n_train: int) -> list[int]:
-    """Steps of the classifier on each fraction of a Train part of so many products."""
+def finetune_steps(study: Study, n_train: int, more: int = 0) -> list[int]:
+    """Steps of the classifier on each fraction of a Train part of so many products, and ``more`` beside them."""
     sizes = [max(1, math.ceil(round(f * n_train, 6))) for f in study.finetune.fractions]
-    return [study.finetune.steps(size)[1] for size in sizes]
+    return [study.finetune.steps(size + more)[1] for size in sizes]
 
 
-def kind_of(method: str) -> str:
-    """Methods whose steps cost the same share a kind: the first one's name."""
-    entry = METHODS[method]
+# Settings of an adaptation that change what a step costs.
+COSTLY = {"batch_size", "chunk_size", "projection_dim", "projection_depth", "model", "image_size", "frozen"}
+
+
+def kind_of(study: Study, method: str) -> str:
+    """Methods whose steps cost the same share a kind: the first one's name, or a variant's own."""
+    if method in study.variants:
+        changed = study.variants[method].settings
+        if COSTLY & {key for section in ("text", "vision", "adapt") for key in changed.get(section, ())}:
+            return method
+    entry = entry_of(study, method)
     alike = (entry.loss, entry.pictures == "none")
     return next(name for name, e in METHODS.items() if (e.loss, e.pictures == "none") == alike)
 
@@ -291,7 +301,8 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
         tower: `costs` of a title of so many tokens.
         picture: seconds to decode one.
     """
-    half = 0.5 if study.runtime.precision != "no" else 1.0  # activations are of 16 bits then
+    wide = study.runtime.precision == "no" or (study.runtime.precision == "auto" and study.runtime.device == "cpu")
+    half = 1.0 if wide else 0.5  # activations of 16 bits; on a CPU that need not have them, the larger is planned
     jobs, pretrained, ingested, encoders, read = [], {}, {}, {}, {name: [] for name in data}
     tiny = study.pretrain
     for name, model in (("text", study.text.model), ("vision", study.vision.model)):
@@ -322,27 +333,33 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
         ingested[name] = len(jobs)
         size = d.pictures * 3 * study.vision.image_size**2
         jobs.append(Job("catalogue", "", name, seconds=d.pictures * picture, disk=size, after=fetch))
-    chunk = study.adapt.chunk_size
     for method in study.methods:
-        entry = METHODS[method]
-        for name, d in data.items() if entry.adapts else ():
+        entry, own = entry_of(study, method), study.of(method)
+        for name, d in data.items() if adapted_by(study, method) == method else ():
             cost = tower(round(d.longest))
             text, vision = cost["text"], cost["vision"] if entry.pictures != "none" else None
-            steps, batch = adapt_steps(study, d.pairs if vision else d.ssl)
-            head = _projection(text.width, study)
-            flops, weights = 3 * (text.flops + 2 * head) * (1 if vision else 2), text.params + head
-            saved, fixed = text.saved * (1 if vision else 2), 0
+            chunk = own.adapt.chunk_size
+            steps, batch = adapt_steps(own, round(own.adapt.ssl_fraction * (d.pairs if vision else d.ssl)))
+            head = _projection(text.width, own)
+            flops, weights = 3 * (text.flops + 2 * head) * entry.passes, text.params + head
+            saved, fixed = text.saved * entry.passes, 0
+            if entry.words:  # a layer of the encoder's width, and the scores of the vocabulary
+                hidden, vocabulary = 0.15 * d.longest, text_config(study).vocab_size
+                flops += 3 * hidden * 2 * text.width * (text.width + vocabulary)
+                saved, weights = saved + 8 * hidden * vocabulary, weights + text.width**2 + vocabulary
             measured = 2 * min(512, d.dev)  # products, by `adapt.measure`, before and after
             forward = {"text": measured * (4 if vision else 3)}
             if vision:
-                head = _projection(vision.width, study)
+                head = _projection(vision.width, own)
+                area = (own.vision.image_size / study.vision.image_size) ** 2
                 weights += head
                 flops += 3 * 2 * head
                 forward["vision"] = measured
-                if study.vision.frozen:
+                if own.vision.frozen:
                     fixed, forward["vision"] = vision.params, d.pictures
                 else:
-                    flops, weights, saved = flops + 3 * vision.flops, weights + vision.params, saved + vision.saved
+                    flops, saved = flops + 3 * vision.flops * area, saved + vision.saved * area
+                    weights += vision.params
             rows = batch if chunk is None else min(chunk, batch)
             flops *= 1 if chunk is None else 4 / 3  # gradient caching: forward twice
             beside = sum(n * cost[t].flops for t, n in forward.items())
@@ -352,52 +369,81 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                 encoders[method, name, seed] = len(jobs)
                 jobs.append(
                     Job(
-                        "adapt", method, name, kind_of(method), steps, batch, steps * batch * flops + beside,
+                        "adapt", method, name, kind_of(study, method), steps, batch, steps * batch * flops + beside,
                         PROCESS + 16 * weights + 4 * fixed + half * saved * rows / share, 4 * text.params, forward,
                         after=[ingested[name], *needs],
                     )
                 )  # fmt: skip
     for seed in study.seeds:
         for method in study.methods:
-            entry = METHODS[method]
+            entry, own = entry_of(study, method), study.of(method)
             for name, d in data.items():
                 needs = [ingested[name]]
-                if (method, name, seed) in encoders:
-                    needs.append(encoders[method, name, seed])
-                elif "text" in pretrained:
+                if made_by := adapted_by(study, method):
+                    needs.append(encoders[made_by, name, seed])
+                elif "text" in pretrained and entry.classifier != "image":
                     needs.append(pretrained["text"])
-                config = study.finetune
+                if entry.looks and "vision" in pretrained:
+                    needs.append(pretrained["vision"])
+                config = own.finetune
                 if entry.classifier == "tfidf":
                     labels = d.train * sum(config.fractions)
                     memory = PROCESS + TFIDF_VECTORS * 8 * d.classes * d.train
                     seconds = TFIDF_SECONDS * labels * d.classes
                     jobs.append(Job("finetune", method, name, memory=memory, seconds=seconds, after=needs))
                     continue
-                cost, steps = tower(round(d.longest))["text"], finetune_steps(study, d.train)
-                head = cost.width * d.classes
+                steps, cost = finetune_steps(own, d.train), tower(round(d.longest))
+                kind = entry.teacher if entry.classifier == "distilled" else entry.classifier
+                seen = {"finetune": ["text"], "knn": ["text"], "image": ["vision"]}
+                seen = seen.get(kind, ["text", "vision"])  # as if each product had a picture
+                forwards, params, saved = (sum(getattr(cost[t], a) for t in seen) for a in ("flops", "params", "saved"))
+                head = sum(cost[t].width for t in seen) * d.classes
                 readings = len(steps) * (d.test + d.dev)
+                if entry.classifier == "knn":
+                    readings += math.ceil(d.train * sum(config.fractions))
+                    memory = PROCESS + 4 * params + 4 * cost["text"].width * (d.train + d.test)
+                    jobs.append(
+                        Job("finetune", method, name, flops=readings * forwards, memory=memory, disk=readings * 30,
+                            forward={"text": readings}, after=needs)
+                    )  # fmt: skip
+                    continue
+                if entry.classifier == "late":
+                    readings += len(steps) * d.dev  # once more, for the weight
                 if config.selection == "best_dev":
                     readings += d.dev * sum(config.steps(max(1, round(f * d.train)))[0] for f in config.fractions)
+                if config.uda_weight:  # two forward passes more, and one backward
+                    steps = [round(8 / 3 * s) for s in steps]
+                if config.imbalance == "two_stage":  # once more, without a gradient of the encoder
+                    steps = [round(4 / 3 * s) for s in steps]
                 batch = config.batch_size
+                if entry.classifier == "distilled":  # one job of the DAG; here two, since their steps cost differently
+                    needs = [*needs, len(jobs)]
+                    jobs.append(
+                        Job("teach", method, name, kind, sum(steps), batch, 3 * sum(steps) * batch * forwards,
+                            PROCESS + 16 * (params + head) + half * saved * batch,
+                            forward=dict.fromkeys(seen, len(steps) * (d.ssl + d.dev)), after=needs[:-1])
+                    )  # fmt: skip
+                    steps, kind, seen = finetune_steps(own, d.train, d.ssl), "finetune", ["text"]
+                kept = len(config.keep_classifiers) if entry.classifier in ("finetune", "distilled") else 0
                 read[name].append(len(jobs))
                 jobs.append(
                     Job(
-                        "finetune", method, name, "finetune", sum(steps), batch,
-                        3 * sum(steps) * batch * (cost.flops + 2 * head) + readings * cost.flops,
-                        PROCESS + 16 * (cost.params + head) + half * cost.saved * batch,
-                        len(config.keep_classifiers) * 4 * (cost.params + head) + readings * 30, {"text": readings},
+                        "finetune", method, name, kind, sum(steps), batch,
+                        3 * sum(steps) * batch * (forwards + 2 * head) + readings * forwards,
+                        PROCESS + 16 * (params + head) + half * saved * batch,
+                        kept * 4 * (params + head) + readings * 30, dict.fromkeys(seen, readings),
                         after=needs,
                     )
                 )  # fmt: skip
-    adapting = [m for m in study.methods if METHODS[m].adapts]
+    adapting = [m for m in study.methods if adapted_by(study, m) == m]
     for name, d in data.items() if adapting else ():
         products = d.ssl + d.train + d.dev + d.test
-        needs = [i for (_, dataset, _), i in encoders.items() if dataset == name]
+        needs = [i for (method, dataset, _), i in encoders.items() if dataset == name and method in METHODS]
         forward = {"text": 2 * products + 4 * d.dev * (len(needs) + 1), "vision": d.dev * len(needs)}
         seconds = MAP + MAP_PRODUCT * products
         jobs.append(Job("explore", "", name, seconds=seconds, forward=forward, after=[*needs, *read[name]]))
-    for rule, seconds in REPORT.items():
-        jobs.append(Job("report", rule, seconds=seconds, after=list(range(len(jobs)))))
+    for rule in ("results", "table2", "figure5", *study.notebooks, "report"):
+        jobs.append(Job("report", rule, seconds=REPORT[rule], after=list(range(len(jobs)))))
     return jobs
 
 
@@ -455,11 +501,12 @@ def steppers(study: Study, data: Data, kinds: list[str], rows: dict[str, int]) -
         rows: batch size of each kind.
     """
     from icssl_lib.adapt import Batch, Towers, make_accelerator
-    from icssl_lib.encoders import TextTower, VisionTower
-    from icssl_lib.finetune import logits
+    from icssl_lib.encoders import MaskedWords, TextTower, VisionTower
+    from icssl_lib.fast import fast
+    from icssl_lib.finetune import LookingClassifier, logits
     from icssl_lib.scale import WholeBatch
 
-    accelerator, config = make_accelerator(study.runtime), study.adapt
+    accelerator = make_accelerator(study.runtime)
     device, cpu = accelerator.device, torch.device("cpu")  # pretraining never uses another
     shape = text_config(study)
 
@@ -479,9 +526,10 @@ def steppers(study: Study, data: Data, kinds: list[str], rows: dict[str, int]) -
         context = nullcontext if backward is Tensor.backward else accelerator.autocast  # pretraining is in float32
 
         def step() -> None:
-            with context():
-                value = loss()
-            backward(value)
+            with fast(model, study.runtime.fast):
+                with context():
+                    value = loss()
+                backward(value)
             optimizer.step()
             optimizer.zero_grad()
             if where.type == "cuda":
@@ -503,6 +551,21 @@ def steppers(study: Study, data: Data, kinds: list[str], rows: dict[str, int]) -
             model, lambda: nn.functional.cross_entropy(logits(model, tokens(n)).float(), target.to(device))
         )  # fmt: skip
 
+    def looking(n: int, title: bool) -> Callable[[], None]:
+        text = TextTower(text_backbone(), study.text.pooling, 1, 0) if title else None
+        model = LookingClassifier(text, VisionTower(make_backbone(study, "vision"), 1, 0), data.classes)
+        target, shown = torch.randint(0, data.classes, (n,), device=device), torch.ones(n, device=device)
+
+        def loss() -> Tensor:
+            found = model(pixels(n), shown, **(tokens(n) if title else {}))
+            return nn.functional.cross_entropy(found.float(), target)
+
+        return trainer(model, loss)
+
+    def averaged(n: int) -> Callable[[], None]:
+        both = classifier(n), looking(n, title=False)
+        return lambda: [step() for step in both]
+
     def masked_words(n: int) -> Callable[[], None]:
         model = nn.ModuleList([text_backbone(), nn.Linear(shape.hidden_size, shape.vocab_size)])
 
@@ -522,16 +585,22 @@ def steppers(study: Study, data: Data, kinds: list[str], rows: dict[str, int]) -
         return trainer(model, loss, Tensor.backward, cpu)
 
     def contrast(method: str, n: int) -> Callable[[], None]:
-        entry, dim, depth = METHODS[method], config.projection_dim, config.projection_depth
-        vision = None
+        entry, own = entry_of(study, method), study.of(method)
+        config, looks = own.adapt, own.vision
+        dim, depth, vision = config.projection_dim, config.projection_depth, None
         if entry.pictures != "none":
-            vision = VisionTower(make_backbone(study, "vision"), dim, depth, study.vision.frozen)
-        towers = Towers(TextTower(text_backbone(), study.text.pooling, dim, depth), vision)
+            vision = VisionTower(make_backbone(own, "vision"), dim, depth, looks.frozen, looks.image_size)
+        backbone, words = text_backbone(), None
+        if entry.words:
+            from transformers import AutoModelForMaskedLM
+
+            words = MaskedWords(backbone, AutoModelForMaskedLM.from_config(shape), [0], 1, shape.vocab_size)
+        towers = Towers(TextTower(backbone, study.text.pooling, dim, depth), vision, words)
         whole: list[WholeBatch] = []
 
         def loss() -> Tensor:
             images = None if vision is None else pixels(n)
-            if vision is not None and study.vision.frozen:
+            if vision is not None and looks.frozen:
                 images = torch.zeros(n, vision.backbone.num_features, device=device)
             groups = torch.arange(n, device=device) if config.mask_duplicates else None
             whole[:] = [WholeBatch(towers, config.chunk_size, accelerator)]
@@ -549,7 +618,8 @@ def steppers(study: Study, data: Data, kinds: list[str], rows: dict[str, int]) -
         return step
 
     makers = {
-        "finetune": classifier, "pretrain text": masked_words, "pretrain vision": shapes, "vision": look
+        "finetune": classifier, "image": partial(looking, title=False), "joint": partial(looking, title=True),
+        "late": averaged, "pretrain text": masked_words, "pretrain vision": shapes, "vision": look
     }  # fmt: skip
     return {k: (lambda k=k: (makers[k] if k in makers else lambda n: contrast(k, n))(rows[k])) for k in kinds}
 
@@ -626,6 +696,8 @@ def measure(study: Study, data: dict[str, Data], jobs: list[Job], cores: int, to
     paired = [k for k in kinds if k in METHODS and METHODS[k].pictures != "none"]
     if "vision" in step:
         forward["vision"] = step["vision"] / 64
+    elif "image" in step:
+        forward["vision"] = step["image"] / 3 / batch["image"]
     elif paired:
         forward["vision"] = max(0.0, step[paired[0]] / batch[paired[0]] / 3 - text)
     return Speed(name, step, forward, devices, slower, JOB if on_cpu else COLD_JOB)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from icssl_lib.config import PretrainConfig, Study
 from icssl_lib.encoders import save_pretrained, take, tokenize
+from icssl_lib.fast import fast
 from icssl_lib.sources import synthetic
 
 
@@ -85,7 +86,7 @@ def pretrain_text(study: Study, folder: Path, progress: bool = True) -> pd.DataF
     mask = DataCollatorForLanguageModeling(tokenizer)
     optimizer, schedule, steps = _optimizer(model, config.text_lr, config.text_epochs, len(titles), config.batch_size)
     history = []
-    with tqdm(total=steps, desc="masked LM", disable=not progress) as bar:
+    with tqdm(total=steps, desc="masked LM", disable=not progress) as bar, fast(model.model):
         for _ in range(config.text_epochs):
             for index in torch.randperm(len(titles)).split(config.batch_size):
                 batch = take(tokens, index, model.device)
@@ -122,7 +123,7 @@ def pretrain_vision(study: Study, folder: Path, progress: bool = True) -> pd.Dat
         model, config.vision_lr, config.vision_epochs, len(pictures), config.batch_size
     )
     history = []
-    with tqdm(total=steps, desc="ViT", disable=not progress) as bar:
+    with tqdm(total=steps, desc="ViT", disable=not progress) as bar, fast(model):
         for _ in range(config.vision_epochs):
             for index in torch.randperm(len(pictures)).split(config.batch_size):
                 pixels = torch.from_numpy(pictures[index.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1

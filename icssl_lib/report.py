@@ -27,6 +27,13 @@ FIGURES = {
     "accuracy": "Accuracy against the fraction of Train",
     "label_efficiency": "Label efficiency",
 }
+BEYOND = {  # drawn where a study asks for their notebooks: file, title and caption
+    "factor": ("What a method's labels are worth", "factors"),
+    "gain_by_size": ("Gain by the size of the class", "gain_by_size"),
+    "confusions": ("Confusions won and lost", "confusions"),
+    "accuracy_cost": ("Accuracy against cost", "accuracy_cost"),
+    "ablation_grid": ("What settings change", "ablation_grid"),
+}
 EXAMPLES = 4  # products shown per class, change, method and fraction
 PRODUCTS = 1500  # different products on a page of classes, each with a thumbnail
 SIDE = 80  # of a thumbnail, in pixels
@@ -80,6 +87,30 @@ def heads_and_tails(out: Path, datasets: Sequence[str]) -> dict[str, metrics.Hea
     sizes = class_sizes([open_catalogue(out / "catalogues" / name) for name in datasets])
     labels = sizes.groupby(["dataset", "part"])["label"].agg(list)
     return {name: (labels[name, "head"], labels.get((name, "tail"), [])) for name in datasets}
+
+
+def changed_settings(study: Study, methods: Sequence[str]) -> list[tuple[str, str, str, str, str]]:
+    """The study's variants among ``methods``, as ``metrics.ablations`` takes them: (variant, of, setting, value,
+    reference), such as ("cooler", "convirt", "adapt.temperature", "0.05", "0.1").
+
+    What changes several settings at once names them all, joined by " + ", and their values in the same order. Of a
+    study with variants, other methods that learn from a product's picture vary ConVIRT's "objective".
+    """
+    rows = []
+    for name, variant in study.variants.items():
+        if name not in methods or variant.of not in methods:
+            continue
+        keys = [(section, key) for section, changes in variant.settings.items() for key in changes]
+        values = [
+            ", ".join(str(getattr(getattr(which, section), key)) for section, key in keys)
+            for which in (study.of(name), study)
+        ]
+        rows.append((name, variant.of, " + ".join(f"{section}.{key}" for section, key in keys), *values))
+    for name in methods if study.variants and "convirt" in methods else ():
+        entry = METHODS.get(name)
+        if entry and entry.adapts and entry.pictures in ("own", "neighbours") and name != "convirt":
+            rows.append((name, "convirt", "objective", entry.title.removeprefix("ConVIRT").lstrip(", "), "ConVIRT"))
+    return rows
 
 
 def table1(catalogues: Sequence[Catalogue]) -> pd.DataFrame:
@@ -523,7 +554,12 @@ def _results_figures(results: pd.DataFrame, out: Path) -> list[dict[str, str]]:
         "accuracy": figures.caption("accuracy_curves", results),
         "label_efficiency": figures.caption("label_efficiency", efficiency),
     }
-    return [_picture(out / "figures" / f"{name}.svg", title, captions[name]) for name, title in FIGURES.items()]
+    found = [_picture(out / "figures" / f"{name}.svg", title, captions[name]) for name, title in FIGURES.items()]
+    for name, (title, caption) in BEYOND.items():
+        drawn = out / "figures" / f"{name}.svg"
+        if drawn.is_file():
+            found.append(_picture(drawn, title, figures.caption(caption, _read_csv(drawn.with_suffix(".csv")))))
+    return found
 
 
 def _tails(catalogues: Sequence[Catalogue], out: Path) -> list[dict[str, str]]:

@@ -30,7 +30,7 @@ from icssl_lib import warm
 from icssl_lib.catalogue import Catalogue
 from icssl_lib.config import ConfigError, Study, load_config, nearest
 from icssl_lib.images import all_cores, written_whole
-from icssl_lib.methods import METHODS
+from icssl_lib.methods import METHODS, adapted_by, entry_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = [
@@ -133,7 +133,8 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    return {"cpu": cpu, "cores": os.cpu_count(), "device": device, "system": platform.platform(), **versions}
+    about = {"cpu": cpu, "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
+    return about | {"device": device, "system": platform.platform(), **versions}
 
 
 def save_record(
@@ -149,13 +150,16 @@ def save_record(
 
     The record holds what the numbers depend on: split, settings, hardware and software.
     """
+    from icssl_lib.adapt import precision_here
+
     keys = {"dataset": catalogue.name, "method": method, "seed": seed}
     path = piece(out, "predictions", **keys).with_suffix(".parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
         predictions.to_parquet(part, index=False)
-    settings = study.model_dump(mode="json", include={"text", "vision", "adapt", "finetune", "runtime"})
+    settings = study.of(method).model_dump(mode="json", include={"text", "vision", "adapt", "finetune", "runtime"})
     record = {**keys, "split_hash": catalogue.split_hash, "fractions": scores.to_dict("records")}
+    record["precision"] = precision_here(study.runtime)  # what "auto" was
     path = piece(out, "records", **keys).with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
@@ -212,10 +216,25 @@ def digest(*parts: Any) -> str:
 
 
 def check_methods(study: Study) -> None:
-    """Raises: ConfigError: a method that the registry does not know, or no `origin`."""
+    """Raises: ConfigError: a method that neither registry nor variants know or whose encoder no other makes, a variant
+    with a method's name or of none, or one that changes an adaptation that does not take place; or no `origin`."""
+    for name, variant in study.variants.items():
+        if name in METHODS:
+            raise ConfigError(f"variants: '{name}' is a method already; choose another name")
+        if variant.of not in METHODS:
+            raise ConfigError(f"variants.{name}.of: no method '{variant.of}'; {nearest(variant.of, list(METHODS))}")
+        if variant.adapt and not METHODS[variant.of].adapts:
+            raise ConfigError(f"variants.{name}.adapt: '{variant.of}' adapts nothing; name a method that does")
+        if variant.vision and (towers := METHODS[variant.of].encoder):
+            raise ConfigError(f"variants.{name}.vision: '{variant.of}' has its vision tower from '{towers}'; vary that")
     for method in study.methods:
-        if method not in METHODS:
-            raise ConfigError(f"methods: no method '{method}'; {nearest(method, list(METHODS))}")
+        if method not in (known := [*METHODS, *study.variants]):
+            raise ConfigError(f"methods: no method '{method}'; {nearest(method, known)}")
+        entry, made_by = entry_of(study, method), adapted_by(study, method)
+        if entry.looks and made_by and entry_of(study, made_by).pictures == "none":
+            raise ConfigError(f"methods: '{method}' looks at pictures, and '{made_by}' adapts no vision tower")
+        if made_by not in (None, *study.methods):
+            raise ConfigError(f"methods: '{method}' classifies with the encoder of '{made_by}'; add '{made_by}'")
     if "origin" not in study.methods:
         raise ConfigError("methods: 'origin' is missing; every difference is taken from it")
 
@@ -511,7 +530,9 @@ def main(argv: list[str] | None = None) -> int:
             elif options.command == "publish":
                 from icssl_lib.publish import publish
 
-                for path in publish(load_config(options.config).study, out, ROOT):
+                study = load_config(options.config)
+                own = all(source.source == "synthetic" for source in study.datasets.values())
+                for path in publish(study.study, out, ROOT, words=own):
                     print(f"filled {path.relative_to(ROOT)}")
             else:
                 cores = options.cores or (1 if options.hardware else all_cores())

@@ -95,6 +95,7 @@ class WholeBatch:
         self.passes: list[tuple[nn.Module, list, Tensor]] = []
         self.text = self._whole(towers.text)
         self.vision = self._whole(towers.vision) if towers.vision is not None else None
+        self.words = self._whole(towers.words) if getattr(towers, "words", None) is not None else None
 
     def _whole(self, tower: nn.Module) -> Callable[..., Tensor]:
         def forward(*args: Tensor, **kwargs: Tensor) -> Tensor:

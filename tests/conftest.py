@@ -24,6 +24,14 @@ settings.register_profile("reproducible", derandomize=True, deadline=None)  # no
 settings.load_profile("reproducible")
 
 
+LONG = ["test_study", "test_amazon_study", "test_lab", "test_lessons_browser", "test_scale"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: begun last, one of them would keep a single core busy while the others wait."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's folder."""

@@ -396,3 +396,16 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         assert len(ingest("shop", source, 64, 0, tmp_path / "out", progress=False).images) == 40
     with pytest.raises(CatalogueError, match=r"40 pictures of 50000000 x 50000000 need .* GB are free"):
         ingest("shop", source, 50_000_000, 0, tmp_path / "out", progress=False)
+
+
+def test_normalised_titles_are_those_of_the_definition_for_every_character():
+    import sys
+    import unicodedata
+
+    def defined(title: str) -> str:
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", title).casefold())
+        return " ".join("".join(" " if unicodedata.category(c)[0] in "PC" else c for c in folded).split())
+
+    for code in range(sys.maxunicode + 1):
+        title = f"a{chr(code)}B"
+        assert normalise_title(title) == defined(title), hex(code)

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icssl_lib import figures
+from icssl_lib import figures, methods
 
 METHODS = ["origin", "simcse", "convirt", "convirt_shuffled", "tfidf"]
+REGISTRY = list(methods.METHODS)
 
 
 @pytest.fixture(autouse=True)
@@ -71,10 +72,10 @@ def test_axes_are_labelled(name, datasets, seeds):
 def test_methods_differ_without_colour(name):
     fig = getattr(figures, name)(frames()[name])
     looks = set()
-    for method in METHODS:
+    for method in REGISTRY:
         look = figures._look(method)
         looks.add((look["marker"], str(look["linestyle"])))
-    assert len(looks) == len(METHODS)
+    assert len(looks) == len(REGISTRY) > len(figures._LOOKS)
     texts = [text.get_text() for text in fig.legends[0].get_texts()]
     assert texts == [figures.method_name(m) for m in METHODS]
 
@@ -275,3 +276,168 @@ def test_recall_stands_beside_chance(half):
         "beauty: ConVIRT 30.0% and 30.0%, ConVIRT, shuffled pairs (control) 1.0% and 1.0% (chance 2.5% and 2.5%)"
         in said
     )
+
+
+def test_label_efficiency_of_the_baseline_alone_says_that_nothing_is_compared():
+    nothing = pd.DataFrame(columns=["dataset", "method", "fraction", "factor", "low", "high"])
+    fig = figures.label_efficiency(nothing)
+    assert [ax.get_title() for ax in fig.axes] == ["nothing to compare, or too few fractions"]
+    assert "nan" not in figures.caption("label_efficiency", nothing)
+    plt.close(fig)
+
+
+# --- beyond the paper
+
+
+def factor_frame(factor=2.0, methods=("origin", "convirt")):
+    rows = [
+        (d, m, f, 0.3 + 0.2 * (m != "origin") + 0.4 * f) for d in ("beauty", "hm") for m in methods for f in (0.05, 1.0)
+    ]
+    frame = pd.DataFrame(rows, columns=["dataset", "method", "fraction", "accuracy"])
+    frame["factor"] = np.where(frame["method"] == "origin", np.nan, np.where(frame["fraction"] < 1, factor, 1))
+    return frame.assign(low=frame["factor"] * 0.8, high=frame["factor"] * 1.5)
+
+
+def size_frame():
+    bins = [(0, 0), (1, 1), (2, 3), (4, 90)]
+    rows = [
+        (d, m, f, *b, 5, 0.1, 0.05, 0.15)
+        for d in ("beauty", "all")
+        for m in METHODS[2:4]
+        for f in (0.05, 1.0)
+        for b in bins
+        if d == "all" or b[0]
+    ]
+    columns = ["dataset", "method", "fraction", "at_least", "at_most", "classes", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def ablation_frame():
+    changed = [
+        ("adapt.alpha", "0.75", ["0.25", "0.5"]),
+        ("adapt.temperature", "0.1", ["0.01", "1.0"]),
+        ("vision.frozen", "False", ["True"]),
+        ("finetune.imbalance", "none", ["logit_adjusted", "$two_stage"]),
+    ]
+    rows = [(s, v, r, "convirt", f, 0.02 if f < 1 else -0.1) for s, r, vs in changed for v in vs for f in (0.05, 1.0)]
+    frame = pd.DataFrame(rows, columns=["setting", "value", "reference", "of", "fraction", "difference"])
+    return frame.assign(low=frame["difference"] - 0.05, high=frame["difference"] + 0.05)
+
+
+def confusion_frame():
+    rows = [("beauty", "won", "$mug_", "lamp", 9, 1, 30), ("beauty", "lost", "lamp", "rug " * 20, 0, 2, 30)]
+    rows.append(("hm", "lost", "a", "b", 0, 1, 3))
+    return pd.DataFrame(rows, columns=["dataset", "change", "label", "predicted", "won", "lost", "of"])
+
+
+@pytest.mark.parametrize("n", [7, 8, 14, 25])
+@pytest.mark.parametrize("draw", ["accuracy_curves", "figure5", "label_efficiency"])
+def test_many_methods_stand_in_rows_with_a_legend_each(n, draw):
+    names = (["origin"] if draw != "label_efficiency" else []) + [m for m in REGISTRY if m != "origin"]
+    names = [*names, *(f"variant_{k}" for k in range(20))][:n]
+    frame = results(("beauty", "hm"), names)
+    if draw == "label_efficiency":
+        frame = frame[frame["seed"] == 0].assign(factor=2.0, low=1.5, high=3.0)
+    fig = getattr(figures, draw)(frame)
+    fig.canvas.draw()
+    axes = np.array(fig.axes).reshape(-1, 2)
+    legends = fig.legends if n <= 7 else [ax.get_legend() for ax in axes[:, 1]]
+    assert len(axes) == (2 if draw == "figure5" else 1) * (
+        1 if n <= 7 else -(-(n - ("origin" in names)) // (7 - ("origin" in names)))
+    )
+    shown = [[t.get_text() for t in legend.get_texts()] for legend in legends]
+    assert {name for row in shown for name in row} >= {figures.method_name(m) for m in names}
+    assert max(map(len, shown)) <= 8  # a look each, and the cap
+    assert all(figures.method_name("origin") in row for row in shown) == ("origin" in names)
+    for row in figures._in_rows(names):
+        looks = [figures._looks(row)[m] for m in row]
+        assert len({(x["marker"], str(x["linestyle"]), x.get("markerfacecolor")) for x in looks}) == len(row)
+    limits = [{ax.get_ylim() for ax in part.flat} for part in np.split(axes, 2 if draw == "figure5" else 1)]
+    assert all(len(part) == 1 for part in limits)
+
+
+def test_variants_take_looks_that_are_left():
+    looks = figures._looks(["a", "origin", "b", "c", "convirt"])
+    assert looks["convirt"] == figures._look("convirt")
+    assert len({look["marker"] for look in looks.values()}) == 5
+    assert looks["a"]["label"] == "a"
+
+
+def test_factors_are_arrows_to_the_baselines_curve():
+    frame = factor_frame()
+    fig = figures.factors(frame)
+    fig.canvas.draw()
+    for ax in fig.axes:
+        arrows = [t for t in ax.texts if t.arrow_patch]
+        assert [t.xy for t in arrows] == [pytest.approx((0.1, 0.52))]
+        assert [t.get_text() for t in ax.texts if not t.arrow_patch] == ["2.0x [1.6, 3.0]"]
+    said = figures.caption("factors", frame)
+    assert "ConVIRT: 2.0 [1.6, 3.0] in beauty, 2.0 [1.6, 3.0] in hm" in said
+    assert "lower bound" not in said
+    high = frame.assign(accuracy=frame["accuracy"] + 0.5 * (frame["method"] == "convirt"))
+    assert "the factor is a lower bound: ConVIRT in beauty, ConVIRT in hm" in figures.caption("factors", high)
+    three = figures.factors(factor_frame(1.0, ["origin", "simcse", "convirt"]))
+    texts = three.axes[0].texts
+    assert not any(t.arrow_patch for t in texts)  # nothing to go right for
+    assert len({round(t.xy[1], 3) for t in texts}) == 2  # equally accurate, and still one under the other
+    alone = frame[frame["method"] == "origin"]
+    figures.factors(alone).canvas.draw()
+    assert "only the baseline" in figures.caption("factors", alone)
+
+
+def test_gain_by_size_names_the_sizes():
+    frame = size_frame()
+    fig = figures.gain_by_size(frame)
+    fig.canvas.draw()
+    assert len(fig.axes) == 2  # fractions; the mean over one dataset is no panel of its own
+    two = pd.concat([frame, frame[frame["dataset"] != "all"].assign(dataset="another")])
+    assert len(figures.gain_by_size(two).axes) == 2 * 3
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["1\n(5)", "2–3\n(5)", "4–90\n(5)"]
+    assert fig.axes[0].get_ylabel().startswith("5% of Train")
+    said = figures.caption("gain_by_size", frame)
+    assert "+0.100 [+0.050, +0.150] for classes of 0 and" in said
+    assert "of 4 sizes 4 gain and 0 lose" in said
+    figures.gain_by_size(frame[:0]).canvas.draw()
+    assert "no gain" in figures.caption("gain_by_size", frame[:0])
+
+
+def test_ablation_grid_has_a_panel_per_setting_and_the_reference_at_0():
+    frame = ablation_frame()
+    fig = figures.ablation_grid(frame)
+    fig.canvas.draw()
+    ticks = {ax.get_title(): [t.get_text() for t in ax.get_xticklabels()] for ax in fig.axes if ax.axison}
+    assert ticks["adapt.alpha\nConVIRT"] == ["0.25", "0.5", "0.75"]  # numbers in their order
+    assert ticks["adapt.temperature\nConVIRT"] == ["0.01", "0.1", "1.0"]
+    assert ticks["finetune.imbalance\nConVIRT"][0] == "none"  # no numbers: the study's own first
+    assert [ax.get_xlabel() for ax in fig.axes] == ["value", "value (log)", "value", "value"]
+    assert np.diff(fig.axes[1].get_xticks()) == pytest.approx([1, 1])  # a decade each
+    for ax in fig.axes:
+        hollow = [x for x in ax.lines if x.get_markerfacecolor() == "white"]
+        assert [x.get_ydata() for x in hollow] == [0]
+    legend = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert sorted(legend) == sorted(["5% of Train", "100% of Train", "the study's value"])
+    said = figures.caption("ablation_grid", frame)
+    assert "of 14 differences 7 have a 95% interval clear of 0" in said
+    assert "adapt.alpha 0.25 at 100% of Train: -0.100 [-0.150, -0.050]" in said
+    plain = frame[frame["fraction"] == 1].drop(columns=["of", "fraction"])
+    assert len(figures.ablation_grid(plain).axes) == 4
+    figures.ablation_grid(frame[:0]).canvas.draw()
+    assert "nothing to compare" in figures.caption("ablation_grid", frame[:0])
+    more = pd.concat([frame.assign(dataset=d, metric=m) for d in ("all", "hm") for m in ("accuracy", "macro_f1")])
+    assert len(figures.ablation_grid(more).axes) == 4
+
+
+def test_confusions_in_words():
+    frame = confusion_frame()
+    fig = figures.confusions(frame)
+    fig.canvas.draw()
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["beauty", "hm"]
+    names = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert names[0] == "$mug_, called lamp"
+    assert len(names[1]) < 60
+    assert [bar.get_width() for bar in fig.axes[0].patches] == [8, -2]
+    said = figures.caption("confusions", frame)
+    assert "In beauty most often won: $mug_ called lamp (9 won, 1 lost of 30)" in said
+    assert "In hm most often lost: a called b (0 won, 1 lost of 3)" in said
+    figures.confusions(frame[:0]).canvas.draw()
+    assert "No pair" in figures.caption("confusions", frame[:0])

@@ -79,7 +79,7 @@ def test_tables_hold_what_the_records_need(toy, study, out):
     scores, predictions = classify_fractions("origin", toy, study, 0, out, progress=False)
     keys = ["dataset", "method", "fraction", "seed"]
     metrics = ["accuracy", "macro_f1", "head_macro_f1", "tail_macro_f1"]
-    assert list(scores.columns) == [*keys, "n_train", *metrics, "dev_accuracy", "seconds"]
+    assert list(scores.columns) == [*keys, "n_train", *metrics, "dev_accuracy", "test_readings", "seconds"]
     assert list(predictions.columns) == [*keys, "id", "label", "predicted", "confidence"]
     test = toy.part("test")
     for _, rows in predictions.groupby("fraction"):
@@ -109,25 +109,19 @@ def test_labels_of_test_change_nothing(selection, toy, tiny_text, tiny_vision, o
 
 def test_best_dev_keeps_the_earliest_best_epoch(toy, tiny_text, tiny_vision, monkeypatch):
     study = toys.study(tiny_text, tiny_vision, finetune={"selection": "best_dev", "epochs": 4})
-    states, final = [], []
-    accuracy = iter([0.2, 0.7, 0.7, 0.1, 0.7])  # of four epochs, and of the one that was kept
-
-    def copy(model):
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-    def dev_accuracy(model, *_):
-        states.append(copy(model))
-        return next(accuracy)
+    states = []  # at each reading: of Dev after four epochs, then of Dev and of Test
+    accuracy = iter([0.2, 0.7, 0.7, 0.1, 0.7])
 
     def predict(model, *rest, original=stage.predict):
-        final.append(copy(model))
+        states.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
         return original(model, *rest)
 
-    monkeypatch.setattr(stage, "_dev_accuracy", dev_accuracy)
+    monkeypatch.setattr(stage, "_accuracy", lambda *_: next(accuracy))
     monkeypatch.setattr(stage, "predict", predict)
     read = classify("origin", str(tiny_text), toy, study, 1.0, 0)
-    assert torch.equal(final[0], states[1])
-    assert not any(torch.equal(final[0], states[i]) for i in (0, 2, 3))
+    assert len(states) == 6
+    assert all(torch.equal(final, states[1]) for final in states[4:])
+    assert not any(torch.equal(states[5], states[i]) for i in (0, 2, 3))
     assert read.dev_accuracy == 0.7
 
 

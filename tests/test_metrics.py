@@ -1,5 +1,6 @@
 """Metrics against hand-computed cases, the bootstrap against plain loops with scikit-learn."""
 
+import itertools
 import math
 import time
 
@@ -215,6 +216,15 @@ def test_label_efficiency_closed_forms():
     # A dip of the baseline does not count: it reached 0.4 at 0.1 already.
     dip = curve("origin", [0.4, 0.2, 0.6])
     assert efficiency(dip, curve("convirt", [0.4, 0.5, 0.6])) == pytest.approx({0.1: 1, 0.5: 1.5, 1.0: 1})
+
+
+def test_label_efficiency_wants_a_curve():
+    both = pd.concat([curve("origin", [0.2, 0.4, 0.8]), curve("convirt", [0.4, 0.6, 0.8])])
+    gap = sorted(both["fraction"].unique())
+    apart = max(b / a for a, b in itertools.pairwise(gap))
+    assert len(metrics.label_efficiency(both, n=20, widest=apart)) == 3
+    assert metrics.label_efficiency(both, n=20, widest=0.9 * apart).empty
+    assert metrics.label_efficiency(both[both["fraction"] == gap[0]], n=20, widest=3).empty  # one fraction is no curve
 
 
 def test_label_efficiency_intervals():

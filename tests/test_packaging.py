@@ -25,17 +25,22 @@ check = SimpleNamespace(**runpy.run_path(str(ROOT / ".ci/check_study.py")))
 CONDA_NAMES = {"torch": "pytorch", "snakemake": "snakemake-minimal"}
 
 
-def declared() -> list[Requirement]:
-    """The requirements of pyproject.toml, extras included."""
+PEERS = "bench"  # the extra that only `make bench` installs, from a lock file of its own
+
+
+def declared(*only: str) -> list[Requirement]:
+    """The requirements of pyproject.toml with all extras but the peers', or those of one extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"].values()
-    return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
+    extras = project["optional-dependencies"]
+    chosen = only or [name for name in extras if name != PEERS]
+    lines = [] if only else project["dependencies"]
+    return [Requirement(line) for line in [*lines, *(line for name in chosen for line in extras[name])]]
 
 
-def locked() -> dict[str, list[str]]:
-    """Each pinned name of requirements.lock with its entries, continuation lines joined."""
+def locked(name: str = "requirements.lock") -> dict[str, list[str]]:
+    """Each pinned name of a lock file with its entries, continuation lines joined."""
     entries: dict[str, list[str]] = {}
-    for entry in (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+    for entry in (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         entries.setdefault(canonicalize_name(re.split(r"==|[ ;@]", entry)[0]), []).append(entry)
     return entries
 
@@ -59,19 +64,33 @@ def test_conda_environment_is_in_step_with_pyproject() -> None:
 
 
 def test_each_requirement_is_locked_at_an_allowed_version() -> None:
-    entries = locked()
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     requirements = [*declared(), *map(Requirement, build)]  # make builds without isolation, from the lock
     assert len(requirements) > 20
-    for requirement in requirements:
+    asked = [(requirement, locked()) for requirement in requirements]
+    asked += [(requirement, locked("requirements-bench.lock")) for requirement in declared(PEERS)]
+    assert len(asked) >= len(requirements) + 5
+    for requirement, entries in asked:
         pins = entries.get(canonicalize_name(requirement.name), [])
-        assert pins, f"{requirement}: not in requirements.lock; run `make lock`"
+        assert pins, f"{requirement}: not locked; run `make lock`"
         for pin in pins:
             assert requirement.specifier.contains(re.search(r"==(\S+)", pin)[1]), f"{requirement}: {pin[:60]}"
 
 
-def test_lock_holds_a_hash_for_each_entry_and_no_address() -> None:
-    entries = [entry for group in locked().values() for entry in group]
+def test_the_peers_do_not_move_what_the_study_runs_with() -> None:
+    study, peers = locked(), locked("requirements-bench.lock")
+    both = study.keys() & peers.keys()
+    assert len(both) > 100
+
+    def versions(pins: list[str]) -> set[str]:
+        return {re.search(r"==(\S+)", pin)[1] for pin in pins}
+
+    assert [name for name in both if versions(study[name]) != versions(peers[name])] == []
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-bench.lock"])
+def test_lock_holds_a_hash_for_each_entry_and_no_address(name: str) -> None:
+    entries = [entry for group in locked(name).values() for entry in group]
     assert len(entries) > 100
     for entry in entries:
         assert re.match(r"[A-Za-z0-9._-]+==\S+ ", entry), entry[:80]
@@ -187,7 +206,8 @@ def out(study: Study, tmp_path: Path) -> Path:
         items = pd.DataFrame({"fraction": np.repeat([0.5, 1.0], 10), "label": "a"})
         items["predicted"] = ["a"] * right + ["b"] * (10 - right) + ["a"] * 10
         items.to_parquet(write(f"predictions/toy/{method}/seed0.parquet"))
-        write(f"records/toy/{method}/seed0.json", json.dumps({"split_hash": "0123456789abcdef"}))
+        record = {"split_hash": "0123456789abcdef", "fractions": [{"test_readings": 1}]}
+        write(f"records/toy/{method}/seed0.json", json.dumps(record))
         for file in check.HF_FOLDER:
             write(f"encoders/toy/{method}/seed0/{file}")
             write(f"classifiers/toy/{method}/seed0/f100/{file}")
@@ -240,6 +260,7 @@ def test_check_misses_a_file(study: Study, out: Path, name: str) -> None:
         ("results.csv", "macro_f1", "f1"),
         ("notebooks/03_finetune.ipynb", "1}", "null}"),
         ("records/toy/origin/seed0.json", "0123456789abcdef", "fedcba9876543210"),
+        ("records/toy/origin/seed0.json", '"test_readings": 1', '"test_readings": 2'),
         ("report/index.html", "data:image/png;base64,", "figures/table2.png"),
         ("report/index.html", "Figure 5", "Figure"),
         ("report/classes-toy.html", "<p>", "<script src=x.js></script><p>"),

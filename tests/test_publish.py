@@ -44,6 +44,78 @@ def test_a_csv_and_a_text_are_shown_as_they_are(tmp_path):
     assert text == block.format("plan", table) + block.format("slurm", "```text\none\ntwo\n```")
 
 
+BEYOND = {
+    "compare": (
+        "dataset,method,against,metric,fraction,difference,low,high,p,p_holm\n"
+        "beauty,convirt,origin,accuracy,0.05,0.9,0.9,0.9,0.001,0.001\n"
+        "all,convirt,origin,accuracy,0.05,0.1,0.05,0.15,0.001,0.002\n"
+        "all,convirt,origin,accuracy,1,0.01,-0.01,0.03,0.3,0.3\n"
+        "all,tfidf,convirt,accuracy,1,-0.2,-0.3,-0.1,0.001,0.002\n"
+        "all,convirt,origin,tail_macro_f1,1,,,,,\n",
+        "| method | less | 5% | 100% |\n|---|---|---|---|\n"
+        "| ConVIRT | BERT (origin) | +0.100 [+0.050, +0.150]* | +0.010 [-0.010, +0.030] |\n\n",
+    ),
+    "share_kept": (
+        "dataset,method,dual,fraction,gain,dual_gain,dual_low,dual_high,share,low,high\n"
+        "all,convirt,dual_late,0.05,0.1,0.2,0.1,0.3,0.5,0.4,0.6\n"
+        "all,convirt,dual_late,1,0.1,0.0,-0.1,0.1,,,\n",
+        "| title alone | of the gain of | 5% | 100% |\n|---|---|---|---|\n"
+        "| ConVIRT | Title + picture (late) | 0.50 [0.40, 0.60] | – |\n",
+    ),
+    "factor": (
+        "dataset,method,fraction,seeds,accuracy,accuracy_sd,factor,low,high\n"
+        "beauty,origin,0.05,3,0.4,0.1,,,\n"
+        "beauty,convirt,0.05,3,0.5,0.1,2.04,1.5,3\n",
+        "| | | 5% |\n|---|---|---|\n| beauty | ConVIRT | 2.0 [1.5, 3.0] |",
+    ),
+    "ablations": (
+        "setting,value,reference,variant,of,dataset,fraction,metric,difference,low,high,p_holm\n"
+        "adapt.chunk_size,8,None,chunked,convirt,all,0.05,accuracy,0,0,0,1\n"
+        "adapt.alpha,0.50,0.75,even,convirt,all,0.05,accuracy,0.1,0.05,0.15,0.01\n"
+        "adapt.alpha,0.50,0.75,even,convirt,all,0.05,tail_macro_f1,,,,\n",
+        "| method | setting | value (study's) | 5% |\n|---|---|---|---|\n"
+        "| ConVIRT | adapt.chunk_size | 8 (None) | +0.000 [+0.000, +0.000] |\n"
+        "| ConVIRT | adapt.alpha | 0.50 (0.75) | +0.100 [+0.050, +0.150]** |\n",
+    ),
+}
+
+
+def test_what_an_answer_costs_is_a_table(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/cost.csv").write_text(
+        "what,batch,device,p50_ms,p99_ms,items_per_s,peak_mb,model_mb,bytes_per_request,gflops,calls,threads,dataset\n"
+        "title,1,cpu,2.98,8.06,243.4,849,1.93,63.2,0.0081,200,1,beauty\n"
+        "title,32,cpu,22.5,37.1,1362,850,1.93,63.2,0.0079,200,1,beauty\n"
+    )
+    (tmp_path / "s/onnx.csv").write_text(
+        "what,products,accuracy,same,largest_difference,model_mb,dataset,method\n"
+        "title_int8,400,0.8325,0.9925,0.061,0.75,beauty,convirt\n"
+    )
+    text = fill("<!-- icssl: s deployment -->\n<!-- /icssl -->\n", tmp_path)
+    assert "| Title | 2.98 / 8.06 | 22.5 / 37.1 | 243 | 1,362 | 850 | 1.93 | 63 | 0.0079 |" in text
+    assert "beauty, threads: 1. Exports of `convirt` on 400 products of Dev:" in text
+    assert "Title, ONNX int8 0.8325 (99.2% of predictions as before, 0.75 MB)." in text
+
+
+def test_recommended_is_shown_less_the_others(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/compare.csv").write_text(
+        BEYOND["compare"][0] + "beauty,convirt,recommended,accuracy,0.05,-0.1,-0.15,-0.05,0.001,0.002\n"
+    )
+    text = fill("<!-- icssl: s recommended -->\n<!-- /icssl -->\n", tmp_path)
+    assert "| recommended, on | less | 5% |\n|---|---|---|\n| beauty | ConVIRT | +0.100 [+0.050, +0.150]* |" in text
+
+
+@pytest.mark.parametrize("what", BEYOND)
+def test_statistics_beyond_the_paper_are_tables(tmp_path, what):
+    csv, table = BEYOND[what]
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / f"{what}.csv").write_text(csv)
+    text = fill(f"<!-- icssl: s {what} -->\n<!-- /icssl -->\n", tmp_path)
+    assert f"-->\n{table}" in text
+    assert "nan" not in text
+
+
 def test_publish_fills_blocks_and_nothing_else(tmp_path, finished):
     (tmp_path / "docs").mkdir()
     readme = tmp_path / "README.md"
@@ -57,6 +129,12 @@ def test_publish_fills_blocks_and_nothing_else(tmp_path, finished):
     assert "| a | ConVIRT | +0.250 [+0.100, +0.400] |" in text
     assert text.count("# Title") == text.count("end\n") == 3
     assert publish("s", finished, tmp_path) == []  # the same files, the same text
+    for name in ("confusions.csv", "accuracy.csv", "a_neighbours.png"):
+        (finished / "figures" / name).write_text("")
+    publish("s", finished, tmp_path, words=False)
+    assert {f.name for f in (tmp_path / "figures/s").iterdir()} & {"confusions.csv", "a_neighbours.png"} == set()
+    publish("s", finished, tmp_path)
+    assert (tmp_path / "figures/s/confusions.csv").is_file()  # of classes that are the project's own
     results = tmp_path / "figures/s/results.csv"
     results.write_text(results.read_text().replace("0.5", "0.6"))
     assert fill(text, tmp_path / "figures") != text  # a file that changed is noticed

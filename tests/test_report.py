@@ -53,7 +53,7 @@ def out(config, tmp_path_factory) -> Path:
     return out
 
 
-def make_up(study: Study, out: Path) -> None:
+def make_up(study: Study, out: Path, methods: dict[str, float] = METHODS) -> None:
     """Fill a run folder of the dataset beauty with numbers that are drawn."""
     rng = np.random.default_rng(0)
     folder = out / "catalogues" / "beauty"
@@ -61,7 +61,7 @@ def make_up(study: Study, out: Path) -> None:
     test = catalogue.part("test")
     head, tail = report.heads_and_tails(out, ["beauty"])["beauty"]
     rows = []
-    for method, right in METHODS.items():
+    for method, right in methods.items():
         for seed in study.seeds:
             keys, frames = {"dataset": "beauty", "method": method, "seed": seed}, []
             for fraction in study.finetune.fractions:

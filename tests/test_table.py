@@ -98,8 +98,8 @@ CSV = ROWS.to_csv(index=False).encode()
     [
         ("p.csv", b"", "the file is empty"),
         ("p.csv", b"\xef\xbb\xbf \n\n", "the file is empty"),
-        ("p.jsonl.gz", gzip.compress(b""), "the file is empty"),
-        ("p.csv.gz", gzip.compress(CSV * 99)[:-60], "broken gzip file"),
+        ("p.jsonl.gz", gzip.compress(b"", mtime=0), "the file is empty"),
+        ("p.csv.gz", gzip.compress(CSV * 99, mtime=0)[:-60], "broken gzip file"),
         ("p.csv.gz", CSV, "broken gzip file"),
         ("p.csv", CSV.decode().encode("latin-1", "replace"), "not UTF-8"),
         ("p.csv", CSV.decode().encode("utf-16"), "not UTF-8"),

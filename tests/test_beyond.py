@@ -1,0 +1,127 @@
+"""Notebooks 07 and 08 on made-up runs: what they write, and what they do without the methods they ask about."""
+
+import json
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from test_report import make_up
+
+from icssl_lib import report, runs
+from icssl_lib.config import load_config
+
+RIGHT = {"origin": 0.4, "convirt": 0.6, "convirt_shuffled": 0.35, "tfidf": 0.4, "dual_late": 0.8}
+VARIANTS = {
+    "cooler": {"of": "convirt", "adapt": {"temperature": 0.05}},
+    "warmer": {"of": "convirt", "adapt": {"temperature": 1}},
+    "plain": {"of": "convirt", "adapt": {"positive_in_denominator": True, "projection_depth": 1}},
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """600 products in six classes, as a CSV."""
+    path = tmp_path_factory.mktemp("table") / "products.csv"
+    label = np.repeat([f"class $ {k}" for k in range(6)], [300, 150, 80, 40, 20, 10])
+    frame = pd.DataFrame({"id": [f"i{k:04d}" for k in range(600)], "label": label})
+    frame.assign(title=frame["label"] + " " + frame["id"]).to_csv(path, index=False)
+    return path
+
+
+def made_up(folder, table, methods, variants=None):
+    """A configuration and its run folder."""
+    source = {"source": "table", "table": str(table), "id": "id", "image": None}
+    study = {"study": "made-up", "seeds": [0, 1], "datasets": {"beauty": source}, "methods": list(methods)}
+    study |= {"text": {"model": "somewhere"}, "vision": {"model": "vit_tiny_patch16_224"}, "variants": variants or {}}
+    study |= {"finetune": {"fractions": [0.4, 1.0]}}
+    folder.mkdir()
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    make_up(load_config(folder / "study.yaml"), folder / "run", methods)
+    return folder / "study.yaml", folder / "run"
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, table):
+    """A run with all that is asked about, and both notebooks executed as the DAG does."""
+    methods = RIGHT | dict(zip(VARIANTS, (0.7, 0.2, 0.6), strict=True))
+    config, out = made_up(tmp_path_factory.mktemp("full") / "study", table, methods, VARIANTS)
+    root = runs.ROOT / "notebooks"
+    for name in ("07_beyond", "08_ablations"):
+        parameters = {"config": str(config), "out": str(out)}
+        runs.execute(root / f"{name}.ipynb", out / "notebooks" / f"{name}.ipynb", parameters)
+    return config, out
+
+
+def here(name, config, out):
+    """A notebook's cells in this process, without a kernel; its namespace."""
+    cells = json.loads((runs.ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    space = {}
+    for cell in (c for c in cells if c["cell_type"] == "code"):
+        exec("".join(cell["source"]), space)
+        if "parameters" in cell["metadata"].get("tags", []):
+            space |= {"config": str(config), "out": str(out)}
+    plt.close("all")
+    return space
+
+
+def test_beyond_compares_methods_and_leaves_variants_out(full):
+    figures = full[1] / "figures"
+    found = pd.read_csv(figures / "compare.csv")
+    assert set(found["method"]) == set(RIGHT) - {"origin"}
+    assert set(found["against"]) == {"origin", "convirt"}
+    assert set(found["dataset"]) == {"beauty", "all"}
+    assert not found.duplicated(["dataset", "method", "against", "metric", "fraction"]).any()
+    assert found.query("metric == 'accuracy'")["p_holm"].between(0, 1).all()
+    share = pd.read_csv(figures / "share_kept.csv")
+    assert set(share["method"]) == {"convirt", "convirt_shuffled", "tfidf"}
+    assert set(share["dual"]) == {"dual_late"}
+    kept = share.query("method == 'convirt' and dataset == 'all' and fraction == 1")["share"].item()
+    assert 0.2 < kept < 0.8  # drawn half way
+    assert set(pd.read_csv(figures / "factor.csv")["method"]) == {"origin", "convirt"}
+    assert (pd.read_csv(figures / "confusions.csv").query("change == 'won'")["won"] > 0).any()
+    for name in ("factor", "gain_by_size", "confusions"):
+        assert all((figures / f"{name}.{kind}").is_file() for kind in ("png", "svg", "csv"))
+
+
+def test_ablations_are_differences_from_the_method_that_is_varied(full):
+    config, out = full
+    found = pd.read_csv(out / "figures" / "ablations.csv", dtype={"value": str})
+    rows = found.query("dataset == 'all' and metric == 'accuracy' and fraction == 1").set_index("value")
+    assert list(rows.index) == ["0.05", "1.0", "True, 1"]
+    assert list(rows["reference"]) == ["0.1", "0.1", "False, 2"]
+    assert list(rows["setting"]) == ["adapt.temperature"] * 2 + [
+        "adapt.positive_in_denominator + adapt.projection_depth"
+    ]
+    results = report.read_results(out).query("fraction == 1").groupby("method")["accuracy"].mean()
+    assert rows.loc["1.0", "difference"] == pytest.approx(results["warmer"] - results["convirt"], abs=1e-5)
+    assert (out / "figures" / "ablation_grid.png").is_file()
+    assert report.changed_settings(load_config(config), ["convirt", "cooler"]) == [
+        ("cooler", "convirt", "adapt.temperature", "0.05", "0.1")
+    ]
+
+
+def test_the_notebooks_say_what_to_notice(full):
+    for name in ("07_beyond", "08_ablations"):
+        cells = json.loads((full[1] / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+        text = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        assert text.count("**Notice**") >= 2
+        shown = [o for c in cells for o in c.get("outputs", [])]
+        assert sum("image/png" in o.get("data", {}) for o in shown) == (3 if name == "07_beyond" else 1)
+        printed = "".join("".join(o["text"]) for o in shown if o["output_type"] == "stream")
+        assert not re.search(r"\bnan\b", printed)
+
+
+@pytest.mark.parametrize("methods", [{"origin": 0.4}, {"origin": 0.4, "tfidf": 0.5}, {"origin": 0.4, "convirt": 0.6}])
+def test_questions_whose_methods_are_missing_are_skipped(tmp_path, table, methods):
+    config, out = made_up(tmp_path / "study", table, methods)
+    space = here("07_beyond", config, out)
+    assert space["chosen"] == list(methods)[1:]
+    assert space["share"].empty
+    assert len(space["table"]) == 2 * 2 * 2 * len(space["chosen"])
+    assert (out / "figures" / "gain_by_size.csv").is_file()
+    space = here("08_ablations", config, out)
+    assert space["table"].empty
+    assert list(pd.read_csv(out / "figures" / "ablations.csv"))[:2] == ["setting", "value"]
