@@ -32,26 +32,27 @@ def changed(path: Path, settings: str):
 
 def dev_accuracy(path: Path, settings: str, dataset: str, method: str, seed: int, fractions: list[float]) -> list[dict]:
     """One encoder of one seed, adapted where it was not yet, and its classifiers' accuracy on Dev."""
-    from icssl_lib.adapt import adapt, text_model
+    from icssl_lib.adapt import adapt, save, text_model, vision_model
     from icssl_lib.catalogue import open_catalogue
-    from icssl_lib.encoders import save_pretrained
     from icssl_lib.finetune import classify
-    from icssl_lib.methods import METHODS
+    from icssl_lib.methods import adapted_by, entry_of
     from icssl_lib.runs import digest
 
     study = changed(path, settings)
     out = Path("runs") / study.study
     catalogue = open_catalogue(out / "catalogues" / dataset)
-    encoder = Path(text_model(study, out))
-    if METHODS[method].adapts:
+    encoder, towers = Path(text_model(study, out)), None
+    if made_by := adapted_by(study, method):
         key = digest(study.adapt, study.vision, study.text, study.runtime)
-        encoder = out / "choices" / f"{dataset}-{method}-{seed}-{key}"
+        encoder = out / "choices" / f"{dataset}-{made_by}-{seed}-{key}"
         if not (encoder / "config.json").is_file():
-            adapted = adapt(method, catalogue, study, seed, out, progress=False)
-            save_pretrained(adapted.backbone, adapted.tokenizer, encoder)
+            save(adapt(made_by, catalogue, study, seed, out, progress=False), encoder)
+        towers = encoder / "towers.safetensors" if entry_of(study, method).looks else None
     keys = {"catalogue": f"{study.study} {dataset}", "method": method, "choice": settings, "seed": seed}
+    shared = {"encoder": str(encoder), "catalogue": catalogue, "study": study}
+    shared |= {"vision": vision_model(study, out), "towers": towers}
     return [
-        keys | {"fraction": f, "dev_accuracy": classify(method, str(encoder), catalogue, study, f, seed).dev_accuracy}
+        keys | {"fraction": f, "dev_accuracy": classify(method, fraction=f, seed=seed, **shared).dev_accuracy}
         for f in fractions
     ]
 
