@@ -1,19 +1,21 @@
 """The fast path: the same mathematics with less work.
 
-Three things are wasted in a step on a CPU. A batch is padded to its longest title, so with titles of 4 to 36 tokens a
-third to a half of it is nothing; dropout draws one random number after another, one per element; and a ViT's first
-layer, a matrix product, goes by way of a convolution.
+Four things are wasted in a step on a CPU. A batch is padded to its longest title, so with titles of 4 to 36 tokens a
+third to a half of it is nothing; dropout draws one random number after another, one per element; a ViT's first layer, a
+matrix product, goes by way of a convolution; and its attention by a kernel that is made for long rows.
 
 Inside `fast` an encoder takes the same padded rows and returns the same padded hidden states. But its linear layers,
 norms and dropouts see the real tokens of all rows laid end to end (as in ByteTransformer, Zhai et al., 2023), attention
-alone goes back to rows, and four elements share one 64-bit random number. Outside the block the model is transformers'
-own: that is the plain path, the reference, and tests/test_fast.py holds this one to it in values and gradients.
+alone goes back to rows, those of like length together, and four elements share one 64-bit random number. Outside the
+block the model is transformers' own: that is the plain path, the reference, and tests/test_fast.py holds this one to it
+in values and gradients.
 """
 
 import contextlib
 import functools
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "icssl_fast"
+PART = 400_000  # attention weights that are worth a part of their own
+LARGEST = 2**24  # attention weights of one layer that may be kept: 32 MB in bf16
 
 
 class _Dropout(torch.autograd.Function):
@@ -54,6 +58,24 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     return _Dropout.apply(x, p)
 
 
+@dataclass
+class Part:
+    """Tokens that lie end to end as rows of like length: where they are in ``len(mask)`` padded rows.
+
+    mask: bool (n, 1, 1, T), true at real tokens. real: (tokens,), the true places in the flattened rows.
+    """
+
+    mask: Tensor
+    real: Tensor
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(1, heads, tokens, D) -> (n, heads, T, D), zeros where padded."""
+        flat = x[0].transpose(0, 1).flatten(1)  # (tokens, heads * D)
+        n, _, _, length = self.mask.shape
+        padded = flat.new_zeros(n * length, flat.shape[1]).index_copy_(0, self.real, flat)
+        return padded.view(n, length, -1, x.shape[-1]).transpose(1, 2)
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -63,7 +85,7 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    real: Tensor | None = None,
+    parts: list[Part] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface for tokens laid end to end.
@@ -72,32 +94,47 @@ def attend(
         query, key, value: (1, heads, tokens, head_dim).
         attention_mask: bool (N, 1, 1, T), true at real tokens: where the tokens lie in N rows of T.
         sliding_window: a token sees those nearer than this.
-        real: (tokens,), the mask's true places in the flattened rows, where they are known already.
+        parts: the tokens in the order of their parts, whose rows take the place of the mask's; None: one part.
 
     Returns: (1, tokens, heads, head_dim), None.
     """
-    n, _, _, length = attention_mask.shape
-    if real is None:
-        real = attention_mask.flatten().nonzero().squeeze(1)
+    if parts is None:
+        parts = [Part(attention_mask, attention_mask.flatten().nonzero().squeeze(1))]
+    sizes = [len(part.real) for part in parts]
+    found = []
+    for part, *qkv in zip(parts, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
+        q, k, v = map(part.rows, qkv)
+        mask, length = part.mask, part.mask.shape[-1]
+        if sliding_window is not None and sliding_window < length:
+            at = torch.arange(length, device=mask.device)
+            mask = mask & ((at[:, None] - at[None, :]).abs() < sliding_window)
+        # With dropout torch's own would go the same way, and look for rows without a key besides.
+        if q.device.type != "cpu" or (dropout == 0 and not in_the_open(*q.shape[:3])):
+            out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        else:
+            with torch.autocast("cpu", enabled=False):  # else dropout would be in float32, and then be narrowed
+                score = (q.to(v.dtype) * (scaling or q.shape[-1] ** -0.5)) @ k.to(v.dtype).mT
+                score = score.masked_fill_(~mask, torch.finfo(score.dtype).min)
+                out = _drop(score.softmax(-1, torch.float32).to(v.dtype), dropout) @ v
+        found.append(out.transpose(1, 2).reshape(-1, out.shape[1] * out.shape[3]).index_select(0, part.real))
+    flat = torch.cat(found) if len(found) > 1 else found[0]
+    return flat.view(1, len(flat), -1, value.shape[-1]), None
 
-    def rows(x: Tensor) -> Tensor:  # -> (N, heads, T, head_dim), zeros where padded
-        flat = x[0].transpose(0, 1).flatten(1)  # (tokens, heads * head_dim)
-        padded = flat.new_zeros(n * length, flat.shape[1]).index_copy(0, real, flat)
-        return padded.view(n, length, -1, x.shape[-1]).transpose(1, 2)
 
-    mask = attention_mask
-    if sliding_window is not None and sliding_window < length:
-        at = torch.arange(length, device=mask.device)
-        mask = mask & ((at[:, None] - at[None, :]).abs() < sliding_window)
-    q, k, v = rows(query), rows(key), rows(value)
-    if dropout == 0 or q.device.type != "cpu":
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    else:  # torch's own would go the same way, and look for rows without a key besides
-        score = (q @ k.mT) * (scaling or q.shape[-1] ** -0.5)
-        score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
-        out = _drop(score.softmax(-1), dropout) @ v
-    flat = out.transpose(1, 2).reshape(n * length, -1).index_select(0, real)
-    return flat.view(1, len(real), -1, v.shape[-1]), None
+def in_the_open(n: int, heads: int, length: int) -> bool:
+    """Whether a CPU attends in ``n`` rows sooner by two matrix products and a softmax than by torch's fused kernel,
+    which keeps no (n, heads, length, length) weights, but takes twice as long in bf16 and in short rows."""
+    return n * heads * length**2 <= LARGEST and (length <= 64 or torch.is_autocast_enabled("cpu"))
+
+
+def _attention_of(module: nn.Module, x: Tensor, *rest: Any, **options: Any) -> Tensor:
+    """timm's attention, its way chosen by the size at hand. x: (N, T, D)."""
+    fused = module.fused_attn
+    module.fused_attn = fused and not in_the_open(len(x), module.num_heads, x.shape[1])
+    try:
+        return type(module).forward(module, x, *rest, **options)
+    finally:
+        module.fused_attn = fused
 
 
 _drop = dropout  # `dropout` is a number in transformers' interface
@@ -144,6 +181,8 @@ def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iter
             replace(module, functools.partial(_dropout_of, module))
         elif isinstance(module, nn.Conv2d) and _cuts_patches(module):
             replace(module, functools.partial(patches, module))
+        elif hasattr(module, "fused_attn") and next(module.parameters()).device.type == "cpu":
+            replace(module, functools.partial(_attention_of, module))
         elif module is encoder and can_unpad(encoder):
             replace(module, _unpadded(encoder))
             encoder.config._attn_implementation = NAME
@@ -182,20 +221,42 @@ def patches(module: nn.Conv2d, x: Tensor) -> Tensor:
     return out.view(n, rows, columns, -1).permute(0, 3, 1, 2)
 
 
+def parts_of(mask: Tensor, most: int) -> tuple[list[Part], Tensor]:
+    """Rows of like length go together, in up to ``most`` parts, so that attention pads little.
+
+    Args: mask: bool (N, T). Returns: the parts, and each token's place in the flattened (N, T), in their order.
+    """
+    length = mask.shape[1]
+    if most < 2:
+        real = mask.flatten().nonzero().squeeze(1)  # (tokens,)
+        return [Part(mask[:, None, None], real)], real
+    ends = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=1)  # (N,): after each row's last token
+    parts, places = [], []
+    for rows in ends.argsort().chunk(most):
+        longest = int(ends[rows[-1]])
+        cut = mask[rows, :longest]
+        real = cut.flatten().nonzero().squeeze(1)
+        parts.append(Part(cut[:, None, None], real))
+        places.append(rows[real // longest] * length + real % longest)
+    return parts, torch.cat(places)
+
+
 def _unpadded(encoder: PreTrainedModel) -> Any:
     plain, pooler = encoder.forward, getattr(encoder, "pooler", None)
+    heads = encoder.config.num_attention_heads
 
     def forward(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
         options = {name: value for name, value in options.items() if value is not None}  # a classifier names them all
         n, length = input_ids.shape
         mask = attention_mask.bool()
-        real = mask.flatten().nonzero().squeeze(1)  # (tokens,)
-        position = torch.arange(length, device=mask.device).expand(n, length).flatten()[real][None]
-        # A mask of four dimensions reaches `attend` as it is. On a GPU `real` again in each layer would be a wait.
-        options |= {"attention_mask": mask[:, None, None], "position_ids": position, "real": real}
+        # Each part costs a few dozen calls a layer; on a GPU also a wait for the lengths.
+        most = min(4, n * heads * length**2 // PART) if mask.device.type == "cpu" else 1
+        parts, real = parts_of(mask, most)
+        # A mask of four dimensions reaches `attend` as it is. On a GPU `parts` again in each layer would be a wait.
+        options |= {"attention_mask": mask[:, None, None], "position_ids": (real % length)[None], "parts": parts}
         output = plain(input_ids.flatten()[real][None], **options)
         hidden = output.last_hidden_state[0]  # (tokens, H)
-        padded = hidden.new_zeros(n * length, hidden.shape[1]).index_copy(0, real, hidden)
+        padded = hidden.new_zeros(n * length, hidden.shape[1]).index_copy_(0, real, hidden)
         output.last_hidden_state = padded.view(n, length, -1)
         if pooler is not None:  # it took the first token of all
             output.pooler_output = pooler(output.last_hidden_state)

@@ -20,7 +20,7 @@ from transformers import (
 
 from icssl_lib import adapt, finetune
 from icssl_lib.encoders import TextTower, take
-from icssl_lib.fast import can_unpad, dropout, fast
+from icssl_lib.fast import can_unpad, dropout, fast, parts_of
 from icssl_lib.finetune import MeanPooledClassifier
 
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
@@ -51,7 +51,9 @@ def without_dropout(config):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_values_and_gradients_are_those_of_the_plain_path(name):
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_values_and_gradients_are_those_of_the_plain_path(name, most, monkeypatch):
+    monkeypatch.setattr("icssl_lib.fast.PART", 5 * 2 * 14 * 14 // most)
     model, tokens = without_dropout(ENCODERS[name]), titles([14, 3, 9, 1, 14])
     assert can_unpad(model)
     real = tokens["attention_mask"].bool()
@@ -114,6 +116,39 @@ def test_a_vits_blocks_are_compiled_and_no_other_layer(monkeypatch):
         assert len(seen) == 12
 
 
+@pytest.mark.parametrize(("size", "bf16", "kernels"), [(64, False, 0), (144, False, 3), (144, True, 0)])
+def test_a_vits_attention_gives_the_values_and_gradients_of_the_kernel(size, bf16, kernels, monkeypatch):
+    """Short rows, or bf16, go without torch's fused kernel."""
+    import timm
+
+    torch.manual_seed(0)
+    shape = {"embed_dim": 48, "num_heads": 3, "depth": 3}
+    model = timm.create_model("vit_tiny_patch16_224", img_size=size, num_classes=0, **shape)
+    pixels, weights, found, called = torch.randn(4, 3, size, size), torch.randn(4, 48), {}, []
+    kernel = nn.functional.scaled_dot_product_attention
+
+    def spy(*arguments, **options):
+        called.append(1)
+        return kernel(*arguments, **options)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spy)
+    for enabled in (False, True):
+        model.zero_grad()
+        called.clear()
+        with fast(model, enabled), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            features = model(pixels)
+        (features.float() * weights).sum().backward()
+        assert len(called) == (kernels if enabled else 3)
+        found[enabled] = features.detach(), {n: p.grad for n, p in model.named_parameters()}
+    (plain, of_plain), (quick, of_fast) = found[False], found[True]
+    near = {"atol": 5e-2, "rtol": 5e-2} if bf16 else {"atol": 2e-5, "rtol": 1e-4}
+    torch.testing.assert_close(quick, plain, **near)
+    for parameter, gradient in of_plain.items():
+        norm = gradient.norm()
+        assert (of_fast[parameter] - gradient).norm() <= (0.05 if bf16 else 1e-4) * norm + 1e-5, parameter
+    assert all(module.fused_attn for module in model.modules() if hasattr(module, "fused_attn"))
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_classifier_gives_the_same_logits(name):
     config = copy.deepcopy(ENCODERS[name])
@@ -147,6 +182,22 @@ def test_any_lengths_give_the_embeddings_of_each_title_alone(lengths):
         for i in range(len(lengths)):
             alone = tower.embed(**take(tokens, torch.tensor([i]), torch.device("cpu")))
             torch.testing.assert_close(together[i : i + 1], alone, atol=2e-5, rtol=1e-4)
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=12), st.integers(1, 4))
+def test_parts_hold_each_token_once_and_pad_less(lengths, most):
+    mask = titles(lengths)["attention_mask"].bool()
+    parts, places = parts_of(mask, most)
+    assert sorted(places.tolist()) == mask.flatten().nonzero().squeeze(1).tolist()
+    assert len(parts) <= most
+    assert sum(len(part.real) for part in parts) == sum(lengths)
+    assert sum(part.mask.numel() for part in parts) <= mask.numel()
+    tokens, laid = torch.arange(mask.numel())[places], []
+    for part, own in zip(parts, tokens.split([len(part.real) for part in parts]), strict=True):
+        rows = part.rows(own[None, None, :, None].float()).squeeze(1).squeeze(-1)  # (n, T)
+        laid += [row[real].tolist() for row, real in zip(rows, part.mask[:, 0, 0], strict=True)]
+    whole = [torch.arange(mask.numel()).view(mask.shape)[i][mask[i]].tolist() for i in range(len(mask))]
+    assert sorted(laid) == sorted(whole)  # each row is whole, and in its order
 
 
 def test_linear_layers_see_real_tokens_only():
