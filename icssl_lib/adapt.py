@@ -200,8 +200,8 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         optimizer=optimizer,
         schedule=schedule,
     )
-    images = ImageSource(catalogue, towers.vision, accelerator) if towers.vision else None
     with fast(towers, study.runtime.fast, study.runtime.compile):
+        images = ImageSource(catalogue, towers.vision, accelerator) if towers.vision else None
         before = measure(towers, tokenizer, catalogue, study, images, accelerator)
 
         generator = torch.Generator().manual_seed(seed)

@@ -123,7 +123,7 @@ def attend(
 
 def in_the_open(n: int, heads: int, length: int) -> bool:
     """Whether a CPU attends in ``n`` rows sooner by two matrix products and a softmax than by torch's fused kernel,
-    which keeps no (n, heads, length, length) weights, but takes twice as long in bf16 and in short rows."""
+    which keeps no (n, heads, length, length) weights, and is slow in bf16 and in short rows."""
     return n * heads * length**2 <= LARGEST and (length <= 64 or torch.is_autocast_enabled("cpu"))
 
 

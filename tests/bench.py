@@ -32,7 +32,7 @@ from icssl_lib.runs import MALLOC, ROOT, machine
 
 COLUMNS = ["work", "peer", "ours_per_s", "peer_per_s", "ratio", "low", "high"]
 TRAINERS = {"sentence_transformers_simcse", "hf_trainer", "open_clip", "lightly"}  # that know bf16
-PLAIN, UNCOMPILED = "ours, plain path", "ours, not compiled"
+PLAIN, UNCOMPILED, TRAINED = "ours, plain path", "ours, not compiled", "ours, both towers trained"
 
 
 class Worker:
@@ -114,6 +114,10 @@ def works(bf16: bool, quick: bool) -> list[Work]:
         shared = {"shape": small, "vit": "ViT-Ti", "batch": 32, "n_steps": 4, "size": size}
         name = f"ConVIRT step, {small} + ViT-Ti, {size} px"
         found.append(work(name, 32, "ours_adapt", {"method": "convirt"}, shared, PICTURE_PEERS, **training))
+    # Another training, which is asked for and not a faster one of the same; its pictures are embedded before the steps.
+    frozen = {"method": "convirt", "frozen": True}
+    name = f"ConVIRT step, {small}, ViT-Ti frozen, {size} px"
+    found.append(work(name, 32, "ours_adapt", frozen, shared, {}, plain=False))
     shared, peers = {"shape": small, "batch": 32, "n_steps": 8}, {"HF Trainer": "hf_trainer"}
     found.append(work(f"fine-tuning step, {small}, batch 32", 32, "ours_finetune", {}, shared, peers, **training))
     shared, peers = {"shape": small, "n": 4 if quick else 24}, {"SetFit": "setfit"}
@@ -163,6 +167,8 @@ def compare(work: Work, rounds: int, ours: Worker, peers: Worker, bar: tqdm) -> 
         sides[PLAIN] = (ours, work.call, work.arguments | {"fast": False})
     if work.arguments.get("compile"):
         sides[UNCOMPILED] = (ours, work.call, work.arguments | {"compile": False})
+    if work.arguments.get("frozen"):
+        sides[TRAINED] = (ours, work.call, work.arguments | {"frozen": False})
     sides |= {name: (peers, *what) for name, what in work.peers.items()}
     seconds: dict[str, list[list[float]]] = defaultdict(list)
     for turn in range(rounds):
@@ -197,7 +203,7 @@ def draw(table: pd.DataFrame, where: str) -> "mpl.figure.Figure":
 
     table = table.iloc[::-1].reset_index(drop=True)
     fig, ax = plt.subplots(figsize=(9, 1.3 + 0.27 * len(table)), layout="constrained")
-    plain = table.peer.isin([PLAIN, UNCOMPILED])
+    plain = table.peer.isin([PLAIN, UNCOMPILED, TRAINED])
     error = [(table.ratio - table.low).clip(lower=0), (table.high - table.ratio).clip(lower=0)]
     for mask, colour, hatch, label in (
         (~plain, "#0173b2", "", "a peer"),

@@ -106,7 +106,13 @@ def catalogue(n: int, part: str, images: ImageStore | None = None) -> Catalogue:
 
 
 def study(
-    shape: str, size: int = 224, vit: str = "ViT-Ti", fast: bool = True, compile: bool = False, **sections: Any
+    shape: str,
+    size: int = 224,
+    vit: str = "ViT-Ti",
+    fast: bool = True,
+    compile: bool = False,
+    frozen: bool = False,
+    **sections: Any,
 ) -> Study:
     runtime = {"device": DEVICE, "precision": "auto", "fast": fast, "compile": compile, "threads": THREADS}
     return Study.model_validate(
@@ -114,7 +120,7 @@ def study(
             "study": "bench",
             "datasets": {"bench": {"source": "synthetic", "genre": "beauty"}},
             "text": {"model": str(text_folder(shape)), "max_tokens": TOKENS},
-            "vision": {"model": f"local-dir:{vision_folder(size, vit)}", "image_size": size},
+            "vision": {"model": f"local-dir:{vision_folder(size, vit)}", "image_size": size, "frozen": frozen},
             "runtime": runtime,
             **sections,
         }
