@@ -73,7 +73,7 @@ def test_each_work_names_functions_that_there_are():
         assert all(one.arguments.get("compile") for one in bench.gpu_works(bf16) if one.training)
         for one in found + bench.gpu_works(bf16):
             assert callable(getattr(bench_work, one.call))
-            assert one.peers
+            assert one.peers or one.arguments.get("frozen")  # which is beside our own training of both towers
             assert all(callable(getattr(bench_work, call)) for call, _ in one.peers.values())
         assert any("bf16" in name for one in found for name in one.peers) == bf16
 
@@ -89,6 +89,8 @@ def test_a_worker_answers_and_says_what_went_wrong(tmp_path, monkeypatch):
             seconds = worker.do("ours_adapt", method="simcse", **step, **extra)
             assert len(seconds) == 3
             assert all(0 < second < 30 for second in seconds)
+        for frozen in (False, True):
+            assert len(worker.do("ours_adapt", method="convirt", size=32, frozen=frozen, **step)) == 3
         assert len(worker.do("ours_finetune", **step)) == 3
         assert len(worker.do("original_simcse", **step)) == 3
         assert worker.do("ours_predict", shape="tiny", n=20)[0] > 0
