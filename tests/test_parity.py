@@ -47,11 +47,13 @@ def test_other_splits_and_strangers_are_refused():
         parity.paired(results(0, 1), results(0, 2).assign(dataset="c"))
 
 
-def test_the_paths_do_not_differ(root):
-    """10 seeds, 3 data sets, all fractions, from the same encoders: tests/parity_plain.yaml says how."""
-    plain, fast = (pd.read_csv(root / f"figures/bench/parity_{path}_results.csv") for path in ("plain", "fast"))
+@pytest.mark.parametrize(("study", "pairs"), [("parity", 3 * 6 * 10), ("parity_quick", 3 * 6 * 3 * 4)])
+def test_the_paths_do_not_differ(root, study, pairs):
+    """From the same encoders, 3 data sets, all fractions: origin on 10 seeds (tests/parity_plain.yaml says how), and
+    all methods on 3, adaptation included (tests/parity_quick.yaml)."""
+    plain, fast = (pd.read_csv(root / f"figures/bench/{study}_{path}_results.csv") for path in ("plain", "fast"))
     runs = parity.paired(plain, fast)
-    assert len(runs) == 3 * 6 * 10
+    assert len(runs) == pairs
     assert runs.difference.abs().max() > 0  # it is another run
     _, low, high = parity.interval(runs)
     assert low <= 0 <= high
