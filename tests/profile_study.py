@@ -1,6 +1,6 @@
 """Where do a finished study's minutes go?
 
-    .venv/bin/python tests/profile_study.py runs/quick [--out figures/bench/quick_profile.csv]
+    .venv/bin/python tests/profile_study.py runs/quick [--out figures/bench-half/profile_after.csv]
 
 Per stage, from Snakemake's log and the executed notebooks: jobs, their core-seconds from start to end, those of the
 notebooks' longest cells (the work itself: training, ingest, projection) and of their other cells (imports, drawing,
