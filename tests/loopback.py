@@ -32,6 +32,7 @@ class Server(ThreadingHTTPServer):
 
 class _Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    over = False
 
     def log_message(self, *_: object) -> None:
         pass
@@ -55,11 +56,17 @@ class _Request(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:
-            with server.lock:
-                server.at_once -= 1
+            self.answered()
+
+    def answered(self) -> None:
+        """Count this request as over. Before its reply is sent: a client may ask again while this thread still ends."""
+        with self.server.lock:
+            self.server.at_once -= not self.over
+            self.over = True
 
     def reply(self, status: int, body: bytes = b"", length: int | None = None, **headers: str) -> None:
         """One response; ``length``: what Content-Length claims."""
+        self.answered()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("Connection", "close")
