@@ -24,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "icssl_fast"
-PART = 400_000  # attention weights that are worth a part of their own
+BUCKET_WEIGHTS = 400_000  # attention weights that are worth a bucket of their own
 LARGEST = 2**24  # attention weights of one layer that may be kept: 32 MB in bf16
 
 
@@ -59,7 +59,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 
 @dataclass
-class Part:
+class Bucket:
     """Tokens that lie end to end as rows of like length: where they are in ``len(mask)`` padded rows.
 
     mask: bool (n, 1, 1, T), true at real tokens. real: (tokens,), the true places in the flattened rows.
@@ -85,7 +85,7 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    parts: list[Part] | None = None,
+    buckets: list[Bucket] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface for tokens laid end to end.
@@ -94,34 +94,34 @@ def attend(
         query, key, value: (1, heads, tokens, head_dim).
         attention_mask: bool (N, 1, 1, T), true at real tokens: where the tokens lie in N rows of T.
         sliding_window: a token sees those nearer than this.
-        parts: the tokens in the order of their parts, whose rows take the place of the mask's; None: one part.
+        buckets: the tokens in the order of their buckets, whose rows take the place of the mask's; None: one bucket.
 
     Returns: (1, tokens, heads, head_dim), None.
     """
-    if parts is None:
-        parts = [Part(attention_mask, attention_mask.flatten().nonzero().squeeze(1))]
-    sizes = [len(part.real) for part in parts]
+    if buckets is None:
+        buckets = [Bucket(attention_mask, attention_mask.flatten().nonzero().squeeze(1))]
+    sizes = [len(bucket.real) for bucket in buckets]
     found = []
-    for part, *qkv in zip(parts, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
-        q, k, v = map(part.rows, qkv)
-        mask, length = part.mask, part.mask.shape[-1]
+    for bucket, *qkv in zip(buckets, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
+        q, k, v = map(bucket.rows, qkv)
+        mask, length = bucket.mask, bucket.mask.shape[-1]
         if sliding_window is not None and sliding_window < length:
             at = torch.arange(length, device=mask.device)
             mask = mask & ((at[:, None] - at[None, :]).abs() < sliding_window)
         # With dropout torch's own would go the same way, and look for rows without a key besides.
-        if q.device.type != "cpu" or (dropout == 0 and not in_the_open(*q.shape[:3])):
+        if q.device.type != "cpu" or (dropout == 0 and not eager_is_faster(*q.shape[:3])):
             out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
         else:
             with torch.autocast("cpu", enabled=False):  # else dropout would be in float32, and then be narrowed
                 score = (q.to(v.dtype) * (scaling or q.shape[-1] ** -0.5)) @ k.to(v.dtype).mT
                 score = score.masked_fill_(~mask, torch.finfo(score.dtype).min)
                 out = _drop(score.softmax(-1, torch.float32).to(v.dtype), dropout) @ v
-        found.append(out.transpose(1, 2).reshape(-1, out.shape[1] * out.shape[3]).index_select(0, part.real))
+        found.append(out.transpose(1, 2).reshape(-1, out.shape[1] * out.shape[3]).index_select(0, bucket.real))
     flat = torch.cat(found) if len(found) > 1 else found[0]
     return flat.view(1, len(flat), -1, value.shape[-1]), None
 
 
-def in_the_open(n: int, heads: int, length: int) -> bool:
+def eager_is_faster(n: int, heads: int, length: int) -> bool:
     """Whether a CPU attends in ``n`` rows sooner by two matrix products and a softmax than by torch's fused kernel,
     which keeps no (n, heads, length, length) weights, and is slow in bf16 and in short rows."""
     return n * heads * length**2 <= LARGEST and (length <= 64 or torch.is_autocast_enabled("cpu"))
@@ -130,7 +130,7 @@ def in_the_open(n: int, heads: int, length: int) -> bool:
 def _attention_of(module: nn.Module, x: Tensor, *rest: Any, **options: Any) -> Tensor:
     """timm's attention, its way chosen by the size at hand. x: (N, T, D)."""
     fused = module.fused_attn
-    module.fused_attn = fused and not in_the_open(len(x), module.num_heads, x.shape[1])
+    module.fused_attn = fused and not eager_is_faster(len(x), module.num_heads, x.shape[1])
     try:
         return type(module).forward(module, x, *rest, **options)
     finally:
@@ -221,24 +221,24 @@ def patches(module: nn.Conv2d, x: Tensor) -> Tensor:
     return out.view(n, rows, columns, -1).permute(0, 3, 1, 2)
 
 
-def parts_of(mask: Tensor, most: int) -> tuple[list[Part], Tensor]:
-    """Rows of like length go together, in up to ``most`` parts, so that attention pads little.
+def buckets_of(mask: Tensor, most: int) -> tuple[list[Bucket], Tensor]:
+    """Rows of like length go together, in up to ``most`` buckets, so that attention pads little.
 
-    Args: mask: bool (N, T). Returns: the parts, and each token's place in the flattened (N, T), in their order.
+    Args: mask: bool (N, T). Returns: the buckets, and each token's place in the flattened (N, T), in their order.
     """
     length = mask.shape[1]
     if most < 2:
         real = mask.flatten().nonzero().squeeze(1)  # (tokens,)
-        return [Part(mask[:, None, None], real)], real
+        return [Bucket(mask[:, None, None], real)], real
     ends = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=1)  # (N,): after each row's last token
-    parts, places = [], []
+    buckets, places = [], []
     for rows in ends.argsort().chunk(most):
         longest = int(ends[rows[-1]])
         cut = mask[rows, :longest]
         real = cut.flatten().nonzero().squeeze(1)
-        parts.append(Part(cut[:, None, None], real))
+        buckets.append(Bucket(cut[:, None, None], real))
         places.append(rows[real // longest] * length + real % longest)
-    return parts, torch.cat(places)
+    return buckets, torch.cat(places)
 
 
 def _unpadded(encoder: PreTrainedModel) -> Any:
@@ -249,11 +249,11 @@ def _unpadded(encoder: PreTrainedModel) -> Any:
         options = {name: value for name, value in options.items() if value is not None}  # a classifier names them all
         n, length = input_ids.shape
         mask = attention_mask.bool()
-        # Each part costs a few dozen calls a layer; on a GPU also a wait for the lengths.
-        most = min(4, n * heads * length**2 // PART) if mask.device.type == "cpu" else 1
-        parts, real = parts_of(mask, most)
-        # A mask of four dimensions reaches `attend` as it is. On a GPU `parts` again in each layer would be a wait.
-        options |= {"attention_mask": mask[:, None, None], "position_ids": (real % length)[None], "parts": parts}
+        # Each bucket costs a few dozen calls a layer; on a GPU also a wait for the lengths.
+        most = min(4, n * heads * length**2 // BUCKET_WEIGHTS) if mask.device.type == "cpu" else 1
+        buckets, real = buckets_of(mask, most)
+        # A mask of four dimensions reaches `attend` as it is. On a GPU `buckets` again in each layer would be a wait.
+        options |= {"attention_mask": mask[:, None, None], "position_ids": (real % length)[None], "buckets": buckets}
         output = plain(input_ids.flatten()[real][None], **options)
         hidden = output.last_hidden_state[0]  # (tokens, H)
         padded = hidden.new_zeros(n * length, hidden.shape[1]).index_copy_(0, real, hidden)

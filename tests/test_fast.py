@@ -20,7 +20,7 @@ from transformers import (
 
 from icssl_lib import adapt, finetune
 from icssl_lib.encoders import TextTower, take
-from icssl_lib.fast import can_unpad, dropout, fast, parts_of
+from icssl_lib.fast import buckets_of, can_unpad, dropout, fast
 from icssl_lib.finetune import MeanPooledClassifier
 
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
@@ -53,7 +53,7 @@ def without_dropout(config):
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("most", [1, 2, 4])
 def test_values_and_gradients_are_those_of_the_plain_path(name, most, monkeypatch):
-    monkeypatch.setattr("icssl_lib.fast.PART", 5 * 2 * 14 * 14 // most)
+    monkeypatch.setattr("icssl_lib.fast.BUCKET_WEIGHTS", 5 * 2 * 14 * 14 // most)
     model, tokens = without_dropout(ENCODERS[name]), titles([14, 3, 9, 1, 14])
     assert can_unpad(model)
     real = tokens["attention_mask"].bool()
@@ -185,17 +185,17 @@ def test_any_lengths_give_the_embeddings_of_each_title_alone(lengths):
 
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=12), st.integers(1, 4))
-def test_parts_hold_each_token_once_and_pad_less(lengths, most):
+def test_buckets_hold_each_token_once_and_pad_less(lengths, most):
     mask = titles(lengths)["attention_mask"].bool()
-    parts, places = parts_of(mask, most)
+    buckets, places = buckets_of(mask, most)
     assert sorted(places.tolist()) == mask.flatten().nonzero().squeeze(1).tolist()
-    assert len(parts) <= most
-    assert sum(len(part.real) for part in parts) == sum(lengths)
-    assert sum(part.mask.numel() for part in parts) <= mask.numel()
+    assert len(buckets) <= most
+    assert sum(len(bucket.real) for bucket in buckets) == sum(lengths)
+    assert sum(bucket.mask.numel() for bucket in buckets) <= mask.numel()
     tokens, laid = torch.arange(mask.numel())[places], []
-    for part, own in zip(parts, tokens.split([len(part.real) for part in parts]), strict=True):
-        rows = part.rows(own[None, None, :, None].float()).squeeze(1).squeeze(-1)  # (n, T)
-        laid += [row[real].tolist() for row, real in zip(rows, part.mask[:, 0, 0], strict=True)]
+    for bucket, own in zip(buckets, tokens.split([len(bucket.real) for bucket in buckets]), strict=True):
+        rows = bucket.rows(own[None, None, :, None].float()).squeeze(1).squeeze(-1)  # (n, T)
+        laid += [row[real].tolist() for row, real in zip(rows, bucket.mask[:, 0, 0], strict=True)]
     whole = [torch.arange(mask.numel()).view(mask.shape)[i][mask[i]].tolist() for i in range(len(mask))]
     assert sorted(laid) == sorted(whole)  # each row is whole, and in its order
 
