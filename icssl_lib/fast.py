@@ -1,14 +1,15 @@
 """The fast path: the same mathematics with less work.
 
-Four things are wasted in a step on a CPU. A batch is padded to its longest title, so with titles of 4 to 36 tokens a
+Five things are wasted in a step on a CPU. A batch is padded to its longest title, so with titles of 4 to 36 tokens a
 third to a half of it is nothing; dropout draws one random number after another, one per element; a ViT's first layer, a
-matrix product, goes by way of a convolution; and its attention by a kernel that is made for long rows.
+matrix product, goes by way of a convolution; its attention by a kernel that is made for long rows; and where a picture
+or a title is read off its first token, as a ViT's and a BERT classifier's is, the last layer computes all the others.
 
 Inside `fast` an encoder takes the same padded rows and returns the same padded hidden states. But its linear layers,
 norms and dropouts see the real tokens of all rows laid end to end (as in ByteTransformer, Zhai et al., 2023), attention
-alone goes back to rows, those of like length together, and four elements share one 64-bit random number. Outside the
-block the model is transformers' own: that is the plain path, the reference, and tests/test_fast.py holds this one to it
-in values and gradients.
+alone goes back to rows, those of like length together, four elements share one 64-bit random number, and a last layer
+that is read at the first token computes that one. Outside the block the model is transformers' own: that is the plain
+path, the reference, and tests/test_fast.py holds this one to it in values and gradients.
 """
 
 import contextlib
@@ -19,12 +20,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from icssl_lib.encoders import MaskedWords, TextTower
+
 NAME = "icssl_fast"
 BUCKET_WEIGHTS = 400_000  # attention weights that are worth a bucket of their own
+FIRST = ("bert", "electra")  # kinds whose last layer may compute its rows' first tokens alone
 LARGEST = 2**24  # attention weights of one layer that may be kept: 32 MB in bf16
 
 
@@ -62,18 +68,22 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 class Bucket:
     """Tokens that lie end to end as rows of like length: where they are in ``len(mask)`` padded rows.
 
-    mask: bool (n, 1, 1, T), true at real tokens. real: (tokens,), the true places in the flattened rows.
+    mask: bool (n, 1, 1, T), true at real tokens. real: (tokens,), the true places in the flattened rows. numbers: (n,),
+    which of the batch's rows they are.
     """
 
     mask: Tensor
     real: Tensor
+    numbers: Tensor
+
+    def padded(self, flat: Tensor) -> Tensor:
+        """(tokens, D) -> (n, T, D), zeros where padded."""
+        n, _, _, length = self.mask.shape
+        return flat.new_zeros(n * length, flat.shape[1]).index_copy_(0, self.real, flat).view(n, length, -1)
 
     def rows(self, x: Tensor) -> Tensor:
         """(1, heads, tokens, D) -> (n, heads, T, D), zeros where padded."""
-        flat = x[0].transpose(0, 1).flatten(1)  # (tokens, heads * D)
-        n, _, _, length = self.mask.shape
-        padded = flat.new_zeros(n * length, flat.shape[1]).index_copy_(0, self.real, flat)
-        return padded.view(n, length, -1, x.shape[-1]).transpose(1, 2)
+        return self.padded(x[0].transpose(0, 1).flatten(1)).unflatten(2, (-1, x.shape[-1])).transpose(1, 2)
 
 
 def attend(
@@ -99,7 +109,7 @@ def attend(
     Returns: (1, tokens, heads, head_dim), None.
     """
     if buckets is None:
-        buckets = [Bucket(attention_mask, attention_mask.flatten().nonzero().squeeze(1))]
+        buckets = buckets_of(attention_mask[:, 0, 0], 1)[0]
     sizes = [len(bucket.real) for bucket in buckets]
     found = []
     for bucket, *qkv in zip(buckets, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
@@ -137,6 +147,98 @@ def _attention_of(module: nn.Module, x: Tensor, *rest: Any, **options: Any) -> T
         module.fused_attn = fused
 
 
+def attend_first(
+    rows: Tensor,
+    mask: Tensor | None,
+    query: Tensor,
+    key: tuple[Tensor, Tensor | None],
+    value: tuple[Tensor, Tensor | None],
+    heads: int,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of one query a row, without keys and values of its tokens: q . Kx is K'q . x, and the weighted sum of
+    all Vx is V of the weighted sum of all x.
+
+    Args:
+        rows: (n, T, D). mask: bool (n, T), true where a token may be seen; None: everywhere. query: (n, H).
+        key, value: weight (H, D) and bias (H,) of a linear layer.
+        dropout: of attention's weights.
+
+    Returns: (n, H).
+    """
+    (key, key_bias), (value, value_bias) = key, value
+    n, width = query.shape
+    q = query.view(n, heads, -1).transpose(0, 1)  # (heads, n, d)
+    score = (q @ key.view(heads, -1, key.shape[1])).transpose(0, 1) @ rows.mT  # (n, heads, T)
+    if key_bias is not None:  # the same for all tokens, so of no effect; but its gradient is 0, and not none
+        score = score + (q * key_bias.view(heads, 1, -1)).sum(-1).T[..., None]
+    score = score * (width // heads) ** -0.5
+    if mask is not None:
+        score = score.masked_fill(~mask[:, None], torch.finfo(score.dtype).min)
+    weight = _drop(score.softmax(-1, torch.float32).to(score.dtype), dropout)
+    seen = (weight @ rows.to(weight.dtype)).transpose(0, 1)  # (heads, n, D)
+    out = seen @ value.view(heads, -1, value.shape[1]).mT  # (heads, n, d)
+    if value_bias is not None:
+        out = out + value_bias.view(heads, 1, -1) * weight.sum(-1).T[..., None]  # after dropout they do not sum to 1
+    return out.transpose(0, 1).reshape(n, width)
+
+
+def _first_of_block(block: nn.Module, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """timm's block for the first token alone: (N, T, D) -> (N, 1, D)."""
+    attention, rows = block.attn, block.norm1(x)
+    width = attention.num_heads * attention.head_dim
+    query, *rest = attention.qkv.weight.split(width)
+    biases = [None] * 3 if attention.qkv.bias is None else attention.qkv.bias.split(width)
+    asked = nn.functional.linear(rows[:, 0], query, biases[0])
+    key, value = zip(rest, biases[1:], strict=True)
+    p = attention.attn_drop.p if block.training else 0.0
+    seen = attend_first(rows, None, asked, key, value, attention.num_heads, p)
+    seen = attention.proj_drop(attention.proj(attention.norm(seen)))[:, None]
+    x = x[:, :1] + block.drop_path1(block.ls1(seen))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _first_of_layer(
+    layer: nn.Module, hidden: Tensor, *rest: Any, buckets: list[Bucket], first: bool, **options: Any
+) -> Tensor:
+    """A BERT's layer for each row's first token alone: (1, tokens, H) -> (1, N, H), in the buckets' order.
+
+    first: False where a row begins with padding; the layer is then as ever.
+    """
+    if not first:
+        return type(layer).forward(layer, hidden, *rest, buckets=buckets, **options)
+    attention, found, firsts = layer.attention.self, [], []
+    p = attention.dropout.p if layer.training else 0.0
+    linear = [(part.weight, part.bias) for part in (attention.key, attention.value)]
+    for bucket, flat in zip(buckets, hidden[0].split([len(bucket.real) for bucket in buckets]), strict=True):
+        rows = bucket.padded(flat)
+        query = attention.query(rows[:, 0])
+        firsts.append(rows[:, 0])
+        found.append(attend_first(rows, bucket.mask[:, 0, 0], query, *linear, attention.num_attention_heads, p))
+    return layer.feed_forward_chunk(layer.attention.output(torch.cat(found), torch.cat(firsts)))[None]
+
+
+def reads_first(model: nn.Module) -> bool:
+    """Whether of the hidden states of ``model``'s encoder nothing is read but each row's first."""
+    if any(isinstance(module, MaskedWords) for module in model.modules()):
+        return False
+    poolings = {module.pooling for module in model.modules() if isinstance(module, TextTower)}
+    classifiers = "BertForSequenceClassification", "ElectraForSequenceClassification"
+    return poolings == {"cls"} or type(model).__name__ in classifiers
+
+
+def _last_layers(model: nn.Module, encoder: nn.Module | None) -> Iterator[tuple[nn.Module, Any]]:
+    """The last layers of which the first token alone is read, each with what takes the place of its forward."""
+    if encoder is not None and encoder.config.model_type in FIRST and can_unpad(encoder) and reads_first(model):
+        yield encoder.encoder.layer[-1], _first_of_layer
+    for vit in model.modules():
+        if type(vit) is VisionTransformer and vit.global_pool == "token" and vit.attn_pool is None:
+            block = vit.blocks[-1]
+            attention = block.attn if type(block) is Block else None
+            if type(attention) is Attention and attention.gate is None and isinstance(attention.q_norm, nn.Identity):
+                yield block, _first_of_block
+
+
 _drop = dropout  # `dropout` is a number in transformers' interface
 AttentionInterface.register(NAME, attend)
 
@@ -170,6 +272,9 @@ def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iter
         changed.append(module)
 
     implementation = encoder.config._attn_implementation if encoder is not None else None
+    for layer, forward in _last_layers(model, encoder) if enabled else ():
+        if "forward" not in vars(layer):
+            replace(layer, functools.partial(forward, layer))
     layers = [layer for module in model.modules() if _alike(module) for layer in module] if enabled and compiled else ()
     for layer in layers:
         if "forward" not in vars(layer):
@@ -184,7 +289,7 @@ def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iter
         elif hasattr(module, "fused_attn") and next(module.parameters()).device.type == "cpu":
             replace(module, functools.partial(_attention_of, module))
         elif module is encoder and can_unpad(encoder):
-            replace(module, _unpadded(encoder))
+            replace(module, _unpadded(encoder, reads_first(model) and encoder.config.model_type in FIRST))
             encoder.config._attn_implementation = NAME
     try:
         yield
@@ -229,19 +334,20 @@ def buckets_of(mask: Tensor, most: int) -> tuple[list[Bucket], Tensor]:
     length = mask.shape[1]
     if most < 2:
         real = mask.flatten().nonzero().squeeze(1)  # (tokens,)
-        return [Bucket(mask[:, None, None], real)], real
+        return [Bucket(mask[:, None, None], real, torch.arange(len(mask), device=mask.device))], real
     ends = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=1)  # (N,): after each row's last token
     buckets, places = [], []
     for rows in ends.argsort().chunk(most):
         longest = int(ends[rows[-1]])
         cut = mask[rows, :longest]
         real = cut.flatten().nonzero().squeeze(1)
-        buckets.append(Bucket(cut[:, None, None], real))
+        buckets.append(Bucket(cut[:, None, None], real, rows))
         places.append(rows[real // longest] * length + real % longest)
     return buckets, torch.cat(places)
 
 
-def _unpadded(encoder: PreTrainedModel) -> Any:
+def _unpadded(encoder: PreTrainedModel, ends_first: bool) -> Any:
+    """ends_first: its last layer is `_first_of_layer`; the other tokens' states come out as zeros."""
     plain, pooler = encoder.forward, getattr(encoder, "pooler", None)
     heads = encoder.config.num_attention_heads
 
@@ -254,9 +360,12 @@ def _unpadded(encoder: PreTrainedModel) -> Any:
         buckets, real = buckets_of(mask, most)
         # A mask of four dimensions reaches `attend` as it is. On a GPU `buckets` again in each layer would be a wait.
         options |= {"attention_mask": mask[:, None, None], "position_ids": (real % length)[None], "buckets": buckets}
+        if ends_first:
+            options["first"] = bool(mask[:, 0].all())
         output = plain(input_ids.flatten()[real][None], **options)
-        hidden = output.last_hidden_state[0]  # (tokens, H)
-        padded = hidden.new_zeros(n * length, hidden.shape[1]).index_copy_(0, real, hidden)
+        hidden = output.last_hidden_state[0]  # (tokens, H), or (N, H)
+        at = torch.cat([bucket.numbers for bucket in buckets]) * length if options.get("first") else real
+        padded = hidden.new_zeros(n * length, hidden.shape[1]).index_copy_(0, at, hidden)
         output.last_hidden_state = padded.view(n, length, -1)
         if pooler is not None:  # it took the first token of all
             output.pooler_output = pooler(output.last_hidden_state)

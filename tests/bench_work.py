@@ -30,6 +30,7 @@ from icssl_lib import adapt, finetune
 from icssl_lib.catalogue import Catalogue, split_hash
 from icssl_lib.config import Study, SyntheticSource, TableSource
 from icssl_lib.encoders import TextTower, VisionTower, embed_titles, load_vision, mean_pool, projection
+from icssl_lib.fast import fast
 from icssl_lib.images import ImageStore, all_cores
 from icssl_lib.sources import synthetic
 
@@ -195,8 +196,9 @@ def ours_predict(shape: str, n: int, **options: Any) -> list[float]:
     accelerator = adapt.make_accelerator(settings.runtime)
     model, tokenizer = classifier(shape)
     asked = list(titles().title[:n])
-    finetune.predict(model, tokenizer, asked[:64], settings, accelerator)
-    return whole(lambda: finetune.predict(model, tokenizer, asked, settings, accelerator))
+    with fast(model, settings.runtime.fast):  # as a classifier that was trained is read
+        finetune.predict(model, tokenizer, asked[:64], settings, accelerator)
+        return whole(lambda: finetune.predict(model, tokenizer, asked, settings, accelerator))
 
 
 def ours_embed(shape: str, n: int, **options: Any) -> list[float]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import (
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
@@ -19,8 +20,8 @@ from transformers import (
 )
 
 from icssl_lib import adapt, finetune
-from icssl_lib.encoders import TextTower, take
-from icssl_lib.fast import buckets_of, can_unpad, dropout, fast
+from icssl_lib.encoders import MaskedWords, TextTower, take
+from icssl_lib.fast import attend_first, buckets_of, can_unpad, dropout, fast, reads_first
 from icssl_lib.finetune import MeanPooledClassifier
 
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
@@ -109,16 +110,16 @@ def test_a_vits_blocks_are_compiled_and_no_other_layer(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: seen.append(type(function.__self__).__name__) or function)
     with torch.inference_mode(), fast(model, True, True):
         model(torch.rand(1, 3, 32, 32))
-    assert seen == ["Block"] * 12
+    assert seen == ["Block"] * 11  # the last one computes the class token alone
     with fast(model, False, True):  # the plain path has none
-        assert len(seen) == 12
+        assert len(seen) == 11
     with fast(model):
-        assert len(seen) == 12
+        assert len(seen) == 11
 
 
-@pytest.mark.parametrize(("size", "bf16", "kernels"), [(64, False, 0), (144, False, 3), (144, True, 0)])
+@pytest.mark.parametrize(("size", "bf16", "kernels"), [(64, False, 0), (144, False, 2), (144, True, 0)])
 def test_a_vits_attention_gives_the_values_and_gradients_of_the_kernel(size, bf16, kernels, monkeypatch):
-    """Short rows, or bf16, go without torch's fused kernel."""
+    """Short rows, or bf16, go without torch's fused kernel, and so does the last block, which has one query."""
     import timm
 
     torch.manual_seed(0)
@@ -170,6 +171,102 @@ def test_the_mean_pooled_classifier_gives_the_same_logits(tiny_text):
         plain = model(**tokens)
         with fast(model):
             torch.testing.assert_close(model(**tokens), plain, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_of_one_query_is_that_of_keys_and_values(masked, bias, monkeypatch):
+    """In plain loops, over tokens and heads; a third of the weights dropped, the others made larger."""
+    torch.manual_seed(0)
+    n, length, wide, heads = 3, 5, 8, 2
+    rows, query = torch.randn(n, length, wide), torch.randn(n, 6)
+    key, value = ((torch.randn(6, wide), torch.randn(6) if bias else None) for _ in range(2))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0]]).bool() if masked else None
+    kept = (torch.arange(n * heads * length) % 3 > 0).view(n, heads, length) * 1.5
+    monkeypatch.setattr("icssl_lib.fast._drop", lambda x, p: x * kept)
+    found = attend_first(rows, mask, query, key, value, heads, 0.3)
+    for i in range(n):
+        for head in range(heads):
+            own = slice(3 * head, 3 * head + 3)
+            k, v = (nn.functional.linear(rows[i], weight, bias)[:, own] for weight, bias in (key, value))
+            score = [query[i, own] @ k[t] / 3**0.5 for t in range(length)]
+            score = [s if mask is None or mask[i, t] else torch.tensor(-torch.inf) for t, s in enumerate(score)]
+            weight = torch.stack(score).softmax(0) * kept[i, head]
+            torch.testing.assert_close(found[i, own], sum(weight[t] * v[t] for t in range(length)))
+
+
+@pytest.mark.parametrize("kind", ["classifier", "tower"])
+@pytest.mark.parametrize("most", [1, 2, 4])
+@pytest.mark.parametrize("name", ["bert", "electra"])
+def test_a_last_layer_read_at_its_first_token_gives_the_same_values_and_gradients(name, most, kind, monkeypatch):
+    monkeypatch.setattr("icssl_lib.fast.BUCKET_WEIGHTS", 5 * 2 * 14 * 14 // most)
+    encoder = without_dropout(ENCODERS[name])
+    if kind == "tower":
+        model = TextTower(encoder, "cls", 8, 2)
+    else:
+        config = copy.deepcopy(ENCODERS[name])
+        config.num_labels, config.classifier_dropout = 5, 0.0
+        model = AutoModelForSequenceClassification.from_config(config).train()
+        model.base_model.load_state_dict(encoder.state_dict())
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    layers, seen, found = next(m for m in model.modules() if type(m).__name__.endswith("Encoder")).layer, [], {}
+    layers[-1].intermediate.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1].numel()))
+    for enabled in (False, True):
+        model.zero_grad()
+        with fast(model, enabled):
+            output = model(**titles([14, 3, 9, 1, 14]))
+        rows = output if kind == "tower" else output.logits
+        (rows * torch.linspace(-1, 1, rows.numel()).view(rows.shape)).sum().backward()
+        found[enabled] = rows.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert seen == [5 * 14, 5]
+    (plain, of_plain), (quick, of_fast) = found[False], found[True]
+    torch.testing.assert_close(quick, plain, atol=2e-5, rtol=1e-4)
+    assert of_plain.keys() == of_fast.keys()
+    for parameter, gradient in of_plain.items():
+        torch.testing.assert_close(of_fast[parameter], gradient, atol=2e-4, rtol=1e-3, msg=parameter)
+
+
+def test_rows_that_begin_with_padding_have_all_their_tokens_computed():
+    model, tokens = TextTower(without_dropout(ENCODERS["bert"]), "cls", 8, 2), titles([6, 4])
+    tokens["attention_mask"][1, 0] = 0
+    with torch.inference_mode():
+        model.backbone.eval()
+        plain = model.backbone(**tokens).last_hidden_state[0, 0]
+        with fast(model):
+            hidden = model.backbone(**tokens).last_hidden_state
+    torch.testing.assert_close(hidden[0, 0], plain, atol=2e-5, rtol=1e-4)
+    assert (hidden[0].abs().sum(dim=1) > 0).all()
+
+
+def test_a_last_layer_is_whole_where_other_tokens_are_read(tiny_text):
+    bert = AutoModel.from_config(ENCODERS["bert"])
+    first = TextTower(bert, "cls", 8, 2)
+    assert reads_first(first)
+    assert not reads_first(bert)
+    assert not reads_first(TextTower(bert, "mean", 8, 2))
+    assert not reads_first(MeanPooledClassifier(str(tiny_text), 4))
+    head = AutoModelForMaskedLM.from_config(ENCODERS["bert"])
+    assert not reads_first(nn.ModuleList([first, MaskedWords(bert, head, [0, 1, 2], 3, 90)]))
+
+
+@pytest.mark.parametrize("options", [{"global_pool": "avg"}, {"qk_norm": True}, {"global_pool": "map"}])
+def test_a_vit_that_is_not_read_off_its_class_token_or_norms_its_keys_has_its_last_block_whole(options):
+    import timm
+
+    shape = {"embed_dim": 48, "num_heads": 3, "depth": 2, "img_size": 32, "num_classes": 0}
+    model, pixels, seen = (
+        timm.create_model("vit_tiny_patch16_224", **shape, **options).eval(),
+        torch.randn(2, 3, 32, 32),
+        [],
+    )
+    model.blocks[-1].mlp.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    with torch.inference_mode():
+        plain = model(pixels)
+        with fast(model):
+            torch.testing.assert_close(model(pixels), plain, atol=1e-5, rtol=1e-4)
+    assert seen == [5 if options.get("qk_norm") else seen[0]] * 2
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=9))
