@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icssl_lib.images import decode
+from icssl_lib.lexical import WORDS, Lexical, together
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,7 @@ WHAT = {
     "title": "Title",
     "title_onnx": "Title, ONNX",
     "title_int8": "Title, ONNX int8",
+    "title_words": "Title + TF-IDF",
     "picture": "Picture",
     "late": "Title + picture (late)",
     "joint": "Title + picture (joint)",
@@ -252,13 +254,14 @@ class OnnxClassifier:
 class Models:
     """Where the contestants come from.
 
-    classifier: the text-only classifier, a Hugging Face folder. fp32, int8: its exports. vision: the vision tower
-    that the dual-input models get, None where titles have no pictures. pooling: of titles in the joint model.
+    classifier: the text-only classifier, a Hugging Face folder, with TF-IDF in it where the method has it. fp32, int8:
+    its exports. vision: the vision tower that the dual-input models get, None where titles have no pictures. pooling:
+    of titles in the joint model.
     """
 
     classifier: Path
-    fp32: Path
-    int8: Path
+    fp32: Path | None = None
+    int8: Path | None = None
     vision: "VisionConfig | None" = None
     pooling: str = "mean"
 
@@ -269,7 +272,9 @@ class TorchClassifier:
     Heads that look at pictures have random weights, and ``late`` averages with equal weights: what an answer costs does
     not depend on what a weight is. Pictures are decoded and resized in the call.
 
-    Args: what: title, picture, late or joint.
+    Args: what: title, title_words, picture, late or joint.
+
+    Raises: DeployError: no classifier, no TF-IDF in its folder, or no vision tower, where that is asked for.
     """
 
     def __init__(self, what: str, models: Models, device: str = "cpu") -> None:
@@ -278,9 +283,10 @@ class TorchClassifier:
 
         self.device, self.parts = torch.device(device), nn.ModuleDict()
         self.max_tokens, n_labels = max_tokens(models.classifier), len(labels_of(models.classifier))
-        if what in ("title", "late"):
+        self.words = _lexical(models.classifier) if what == "title_words" else None
+        if what in ("title", "title_words", "late"):
             self.parts["say"], self.tokenizer = load_classifier(models.classifier)
-        if what != "title":
+        if not what.startswith("title"):
             from icssl_lib.encoders import TextTower, VisionTower, load_text, load_vision
             from icssl_lib.finetune import LookingClassifier
 
@@ -308,7 +314,8 @@ class TorchClassifier:
             if "look" in self.parts:
                 read = tokens if self.what == "joint" else {}
                 found.append(self.parts["look"](**self._pictures(jpegs), **read).softmax(-1))
-            return torch.stack(found).mean(dim=0).cpu().numpy()
+            answer = torch.stack(found).mean(dim=0).cpu().numpy()
+        return answer if self.words is None else together(answer, self.words(titles)).astype(np.float32)
 
     def _tokens(self, titles: list[str]) -> "dict[str, Tensor]":
         from icssl_lib.encoders import tokenize
@@ -326,8 +333,17 @@ class TorchClassifier:
 
     @property
     def weights_mb(self) -> float:
-        """As a .safetensors file holds them."""
-        return sum(tensor.nbytes for tensor in self.parts.state_dict().values()) / 1e6
+        """As .safetensors files hold them."""
+        words = 4 * self.words.weight.size if self.words else 0
+        return (sum(tensor.nbytes for tensor in self.parts.state_dict().values()) + words) / 1e6
+
+
+def _lexical(folder: Path) -> Lexical:
+    try:
+        return Lexical.load(folder)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise DeployError(f"{folder}: no TF-IDF in it ({first}); name a folder of `recommended`") from None
 
 
 def load(what: str, models: Models, device: str = "cpu", threads: int = 1) -> OnnxClassifier | TorchClassifier:
@@ -459,6 +475,8 @@ def measure(
         raise DeployError("devices: cuda, but torch sees no GPU; leave it out")
     looks = models.vision is not None and bool(requests.jpegs)
     asked, rows = [what for what in WHAT if looks or what.startswith("title")], []
+    if not (models.classifier / WORDS).is_file():
+        asked.remove("title_words")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -637,7 +655,8 @@ def accuracy_against_cost(
     known = summary(results)
     towers = {name for name, variant in study.variants.items() if variant.settings.keys() & {"text", "vision"}}
     named = [method for method in known["method"].unique() if method not in towers]
-    serves = {method: SERVES.get(entry_of(study, method).classifier) for method in named}
+    entries = {method: entry_of(study, method) for method in named}
+    serves = {m: "title_words" if entry.lexical else SERVES.get(entry.classifier) for m, entry in entries.items()}
     first = cost[(cost["batch"] == batch) & (cost["device"] == cost["device"].iloc[0])]
     rows = []
     for fraction in fractions or [known["fraction"].min(), known["fraction"].max()]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, normalize, one_hot
@@ -37,6 +38,7 @@ from icssl_lib.encoders import (
 )
 from icssl_lib.fast import fast
 from icssl_lib.images import ImageStore, written_whole
+from icssl_lib.lexical import Lexical, together
 from icssl_lib.methods import adapted_by, entry_of
 from icssl_lib.metrics import scores as metrics_of
 from icssl_lib.runs import digest, piece
@@ -219,8 +221,11 @@ def classify(
         looking = vision or study.vision, towers
         return _finetune(kind, encoder, looking, train, catalogue, study, seed, path, key, **options)
 
+    words = None
+    if entry.classifier == "tfidf" or entry.lexical:
+        words = Lexical.fit(list(train.title), list(train.label), labels)
     if entry.classifier == "tfidf":
-        read = _tfidf(train, catalogue)
+        read = _words_of(words)
     elif entry.classifier == "knn":
         read = _knn(encoder, train, catalogue, study)
     elif entry.classifier == "image":
@@ -231,6 +236,10 @@ def classify(
         read = _distilled(fit, entry.teacher, train, catalogue, checkpoint, keep)
     else:
         read = fit(entry.classifier, train, checkpoint, keep=keep if entry.classifier == "finetune" else None)
+    if entry.lexical:
+        read = _together(read, _words_of(words))
+        if keep is not None and PartialState().is_main_process:
+            words.save(keep)
     dev = catalogue.part("dev")
     dev_accuracy = _accuracy(read(dev), dev, labels)
     test = catalogue.part("test")
@@ -585,24 +594,12 @@ def picture_weight(title: np.ndarray, picture: np.ndarray, labels: list[str], de
     return max(np.arange(11) / 10, key=lambda w: _accuracy((1 - w) * title + w * picture, dev, labels))
 
 
-def _tfidf(train: pd.DataFrame, catalogue: Catalogue) -> Read:
-    """TF-IDF of words and logistic regression: the baseline that a practitioner tries first."""
-    from sklearn.dummy import DummyClassifier
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+def _words_of(words: Lexical) -> Read:
+    return lambda products: words(list(products.title))
 
-    one_class = train.label.nunique() == 1
-    head = DummyClassifier() if one_class else LogisticRegression(C=10, max_iter=2000)
-    model = make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), head).fit(train.title, train.label)
-    columns = pd.Index(catalogue.labels).get_indexer(model.classes_)
 
-    def read(products: pd.DataFrame) -> np.ndarray:
-        probability = np.zeros((len(products), len(catalogue.labels)))  # a label that it never saw: 0
-        probability[:, columns] = model.predict_proba(products.title)
-        return probability
-
-    return read
+def _together(read: Read, words: Read) -> Read:
+    return lambda products: together(read(products), words(products))
 
 
 def _as_table(items: pd.DataFrame, labels: list[str], probability: np.ndarray) -> pd.DataFrame:

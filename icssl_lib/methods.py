@@ -79,6 +79,7 @@ class Method:
     encoder: str | None = None  # another method, with whose encoder (and vision tower, if it looks) this one classifies
     teacher: Literal["finetune", "late", "joint"] = "late"  # of a classifier that is distilled
     names: bool = False  # each label's name is one more title of its own, as `finetune.label_names`
+    lexical: bool = False  # TF-IDF of the same titles answers with it: the geometric mean of both
     words: bool = False  # the loss guesses hidden words
     passes: int = 1  # of a title through the text encoder in a step of adaptation
 
@@ -94,8 +95,8 @@ class Method:
 
 
 def _recommended(title: str, encoder: str | None) -> Method:
-    """ConVIRT's encoder, labels' names as titles, and a title classifier as its own teacher on the SSL part."""
-    return Method(title, classifier="distilled", encoder=encoder, teacher="finetune", names=True)
+    """ConVIRT's encoder, labels' names as titles, a title classifier as its own teacher on the SSL part, and TF-IDF."""
+    return Method(title, classifier="distilled", encoder=encoder, teacher="finetune", names=True, lexical=True)
 
 
 METHODS: dict[str, Method] = {
@@ -117,6 +118,9 @@ METHODS: dict[str, Method] = {
     "convirt_neighbours": Method("ConVIRT, neighbours as positives", convirt, pictures="neighbours"),
     "self_trained": Method("ConVIRT, self-training", classifier="distilled", encoder="convirt", teacher="finetune"),
     "distilled": Method("ConVIRT, distilled from title + picture", classifier="distilled", encoder="convirt"),
+    "self_trained_names": Method(
+        "ConVIRT, names, self-training", classifier="distilled", encoder="convirt", teacher="finetune", names=True
+    ),
     "recommended": _recommended("Recommended", "convirt"),
     "recommended_shuffled": _recommended("Recommended, shuffled pairs (control)", "convirt_shuffled"),
     "recommended_origin": _recommended("Recommended, without pictures", None),

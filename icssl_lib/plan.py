@@ -385,12 +385,12 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                     needs.append(pretrained["text"])
                 if entry.looks and "vision" in pretrained:
                     needs.append(pretrained["vision"])
-                config = own.finetune
+                config, words = own.finetune, entry.classifier == "tfidf" or entry.lexical
+                word_seconds = words * TFIDF_SECONDS * d.train * sum(config.fractions) * d.classes
+                word_memory = words * TFIDF_VECTORS * 8 * d.classes * d.train
                 if entry.classifier == "tfidf":
-                    labels = d.train * sum(config.fractions)
-                    memory = PROCESS + TFIDF_VECTORS * 8 * d.classes * d.train
-                    seconds = TFIDF_SECONDS * labels * d.classes
-                    jobs.append(Job("finetune", method, name, memory=memory, seconds=seconds, after=needs))
+                    memory = PROCESS + word_memory
+                    jobs.append(Job("finetune", method, name, memory=memory, seconds=word_seconds, after=needs))
                     continue
                 steps, cost = finetune_steps(own, d.train), tower(round(d.longest))
                 kind = entry.teacher if entry.classifier == "distilled" else entry.classifier
@@ -430,9 +430,9 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                     Job(
                         "finetune", method, name, kind, sum(steps), batch,
                         3 * sum(steps) * batch * (forwards + 2 * head) + readings * forwards,
-                        PROCESS + 16 * (params + head) + half * saved * batch,
-                        kept * 4 * (params + head) + readings * 30, dict.fromkeys(seen, readings),
-                        after=needs,
+                        PROCESS + 16 * (params + head) + max(half * saved * batch, word_memory),
+                        kept * 4 * (params + head + entry.lexical * d.classes * d.train) + readings * 30,
+                        dict.fromkeys(seen, readings), word_seconds, after=needs,
                     )
                 )  # fmt: skip
     adapting = [m for m in study.methods if adapted_by(study, m) == m]
@@ -644,6 +644,18 @@ def time_steps(study: Study, data: Data, kinds: list[str], rows: dict[str, int],
     return found
 
 
+def in_parallel(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What ``function(*args)`` returns in each of ``count`` processes, forks of this one where its state allows it."""
+    for way in ("fork", "spawn") if sys.platform == "linux" else ("spawn",):
+        try:
+            with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context(way)) as pool:
+                return [future.result() for future in [pool.submit(function, *args) for _ in range(count)]]
+        except RuntimeError as error:  # torch's, where a backward pass has started threads here, which a fork lacks
+            if way == "spawn" or "fork" not in str(error):
+                raise
+    raise AssertionError("one of the ways returns or raises")
+
+
 def measure(study: Study, data: dict[str, Data], jobs: list[Job], cores: int, total: float = MEASURED) -> Speed:
     """Seconds of each kind of step here: in one process, then in ``cores`` at once.
 
@@ -676,13 +688,8 @@ def measure(study: Study, data: dict[str, Data], jobs: list[Job], cores: int, to
     middle = sorted(data.values(), key=lambda d: d.longest)[len(data) // 2]
     task = (study, replace(middle, sample=None), kinds, rows, each)  # a process cannot be sent a closure
     if on_cpu:
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            alone = pool.submit(time_steps, *task).result()
-        together = [alone]
-        if crowd > 1:
-            with ProcessPoolExecutor(crowd, mp_context=context) as pool:
-                together = [f.result() for f in [pool.submit(time_steps, *task) for _ in range(crowd)]]
+        (alone,) = in_parallel(1, time_steps, *task)
+        together = in_parallel(crowd, time_steps, *task) if crowd > 1 else [alone]
         devices, name = cores, f"this machine, {cores} cores"
     else:
         alone = time_steps(*task)

@@ -472,7 +472,8 @@ def test_each_job_waits_for_what_it_reads(everything):
     own = {m: f"encoders/beauty/{m}/seed0/config.json" for m in METHODS}
     reads = {"knn_convirt": {own["convirt"]}, "image": {vision}, "dual_late": {text, vision}}
     reads |= {"dual_joint": {text, vision}, "knn": {text}, "origin": {text}, "tfidf": {text}}
-    reads |= {"self_trained": {own["convirt"]}, "recommended": {own["convirt"]}, "recommended_origin": {text}}
+    reads |= {m: {own["convirt"]} for m in ("self_trained", "self_trained_names", "recommended")}
+    reads |= {"recommended_origin": {text}}
     reads |= {"recommended_shuffled": {own["convirt_shuffled"]}}
     reads |= {method: {own["convirt"], vision} for method in ("dual_convirt", "distilled")}
     adapting = [m for m in METHODS if METHODS[m].adapts]

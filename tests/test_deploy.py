@@ -18,6 +18,7 @@ from PIL import Image
 
 from icssl_lib import deploy, figures
 from icssl_lib.deploy import DeployError, Models, OnnxClassifier, Requests, TorchClassifier
+from icssl_lib.lexical import Lexical
 from icssl_lib.methods import METHODS
 
 KINDS = ["bert", "modernbert"]
@@ -62,6 +63,9 @@ def served(tiny_text, tiny_vision, tmp_path_factory) -> dict[str, Models]:
     for kind in KINDS:
         folder = tmp_path_factory.mktemp("served") / kind
         classifier = save_classifier(kind, folder / "classifier", tiny_text)
+        if kind == "bert":
+            labels = sorted(toys.COLOURS)
+            Lexical.fit(TITLES, [*labels, labels[0]], labels).save(classifier)
         fp32 = deploy.export_onnx(classifier, folder / "fp32")
         made[kind] = Models(classifier, fp32, deploy.quantize_int8(fp32, folder / "int8"), vision)
     return made
@@ -286,7 +290,8 @@ def test_the_table_has_a_row_per_contestant_batch_and_device(cost):
         for dual in ("late", "joint"):
             for column in ("gflops", "bytes_per_request", "model_mb"):
                 assert of[dual][column] > of["title"][column]
-        assert of["title"].gflops == of["title_onnx"].gflops == of["title_int8"].gflops
+        assert of["title"].gflops == of["title_onnx"].gflops == of["title_int8"].gflops == of["title_words"].gflops
+        assert of["title_words"].model_mb > of["title"].model_mb
         assert of["late"].bytes_per_request == of["title"].bytes_per_request + of["picture"].bytes_per_request
 
 
@@ -295,7 +300,7 @@ def test_without_pictures_only_titles_are_measured(served, toy, tmp_path):
     requests = deploy.requests_of(plain, 4)
     assert requests.jpegs == []
     found = deploy.measure(served["bert"], requests, [2], repeats=1, memory=False)
-    assert list(found.what) == ["title", "title_onnx", "title_int8"]
+    assert list(found.what) == ["title", "title_onnx", "title_int8", "title_words"]
     lengths = [len(title.encode()) for title in requests.titles]
     assert (found.bytes_per_request == np.mean(lengths)).all()
 
@@ -361,12 +366,13 @@ def study(tiny_text, tiny_vision):
 
 
 def test_each_method_has_the_cost_of_what_it_is_served_by(cost, study):
-    methods = ["origin", "convirt", "tfidf", "image", "dual_joint", "dual_late"]
+    methods = ["origin", "convirt", "tfidf", "image", "dual_joint", "dual_late", "recommended"]
     table = deploy.accuracy_against_cost(cost, results(methods), study)
     assert list(table.fraction.unique()) == [0.2, 1.0]
     first = table[table.fraction == 0.2].set_index("method")
     assert first.what.drop("").to_dict() == {
-        "origin": "title", "convirt": "title", "image": "picture", "dual_late": "late", "dual_joint": "joint"
+        "origin": "title", "convirt": "title", "image": "picture", "dual_late": "late", "dual_joint": "joint",
+        "recommended": "title_words",
     }  # fmt: skip
     assert set(first.loc[[""], "what"]) == {"title_onnx", "title_int8"}
     assert first.loc[[""], "accuracy"].isna().all()
@@ -398,7 +404,7 @@ def test_the_figure_names_every_design_and_method_and_names_do_not_collide(cost,
     table = deploy.accuracy_against_cost(cost, results(["origin", "dual_late"]), study)
     said = figures.caption("accuracy_cost", table)
     assert "20% of Train: BERT (origin) 0.367, Title + picture (late) 0.387" in said
-    assert "No method of this run has the cost of: Picture, Title + picture (joint)." in said
+    assert "No method of this run has the cost of: Title + TF-IDF, Picture, Title + picture (joint)." in said
 
 
 # --- the notebook

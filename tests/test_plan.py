@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 import time
 
 import pandas as pd
@@ -150,6 +151,30 @@ def test_paper_scale_without_network(tmp_path):
 def test_what_cannot_be_planned_is_said(change, message, tmp_path):
     with pytest.raises(PlanError, match=message):
         planning.plan(Study.model_validate(PAPER | change), tmp_path, 1, measured=False)
+
+
+AFTER_A_BACKWARD_PASS = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from icssl_lib.plan import in_parallel
+
+def slope(x):
+    at = torch.tensor([x], requires_grad=True)
+    torch.square(at).backward()
+    return at.grad.item()
+
+if __name__ == "__main__":
+    with FakeTensorMode():  # as an export does: from here on a backward pass starts threads
+        torch.ones(1)
+    print([slope(3.0), *in_parallel(1, slope, 3.0)])
+"""
+
+
+def test_steps_are_timed_also_where_autograd_has_threads_that_a_fork_lacks(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(AFTER_A_BACKWARD_PASS)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[6.0, 6.0]", done.stderr
 
 
 def test_calibrated_seconds_are_those_of_real_calls(toy, tiny_text, tiny_vision, tmp_path):

@@ -1,0 +1,95 @@
+"""TF-IDF with logistic regression against scikit-learn's own, on disk, and beside an encoder."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from icssl_lib.finetune import classify
+from icssl_lib.lexical import Lexical, together
+
+TITLES = ["alma red lamp", "alma mug", "bera lamp 7", "red mug mug", "bera rug", "soft rug 7", "a lamp", "the mug"]
+LABELS = ["lamp", "mug", "lamp", "mug", "rug", "rug", "lamp", "mug"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_it_is_scikit_learns_own_and_a_label_that_was_not_shown_has_nothing(classes):
+    shown = [i for i, label in enumerate(LABELS) if classes == 3 or label != "rug"]
+    titles, label = [TITLES[i] for i in shown], [LABELS[i] for i in shown]
+    plain = make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), LogisticRegression(C=10, max_iter=2000))
+    plain.fit(titles, label)
+    found = Lexical.fit(titles, label, ["bowl", "rug", "mug", "lamp"])([*TITLES, "of no known word"])
+    at = [["bowl", "rug", "mug", "lamp"].index(name) for name in plain.classes_]
+    np.testing.assert_allclose(found[:, at], plain.predict_proba([*TITLES, "of no known word"]), atol=1e-12)
+    assert (np.delete(found, at, axis=1) == 0).all()
+
+
+def test_titles_of_one_label_make_it_the_answer_to_all():
+    found = Lexical.fit(TITLES, ["mug"] * 8, ["lamp", "mug"])(["lamp", "mug"])
+    np.testing.assert_array_equal(found, [[0, 1], [0, 1]])
+
+
+def test_what_was_saved_answers_the_same_and_damage_is_named(tmp_path):
+    words = Lexical.fit(TITLES, LABELS, ["lamp", "mug", "rug", "bowl"])
+    words.save(tmp_path)
+    again = Lexical.load(tmp_path)
+    assert again.labels == ["lamp", "mug", "rug", "bowl"]
+    np.testing.assert_allclose(again(TITLES), words(TITLES), atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lexical.json", "lexical.safetensors"]
+    (tmp_path / "lexical.safetensors").write_bytes(b"\x00" * 40)
+    with pytest.raises(ValueError, match=r"lexical\.safetensors: cannot be read"):
+        Lexical.load(tmp_path)
+    with pytest.raises(OSError, match=r"lexical\.json"):
+        Lexical.load(tmp_path / "nowhere")
+
+
+def test_together_is_the_geometric_mean_in_plain_loops():
+    encoder, words = np.array([[0.5, 0.3, 0.2], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0]]), np.array([[0.2, 0.2, 0.6]] * 3)
+    words[2] = [0, 0.5, 0.5]
+    for row, a, b in zip(together(encoder, words), encoder, words, strict=True):
+        product = [(x * y) ** 0.5 for x, y in zip(a, b, strict=True)]
+        expected = [x / sum(product) for x in product] if sum(product) else a  # they agree on nothing: the encoder's
+        np.testing.assert_allclose(row, expected)
+
+
+rows = st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4).filter(lambda x: sum(x) > 1e-3)
+
+
+@given(rows, rows)
+def test_together_sums_to_1_and_ends_with_the_encoder_where_words_say_nothing(a, b):
+    a, b = (np.array([x]) / sum(x) for x in (a, b))
+    found = together(a, b)
+    assert found.sum() == pytest.approx(1)
+    assert ((found == 0) | ((a > 0) & (b > 0)) | (found == a)).all()
+    assert together(a, np.full((1, 4), 0.25)).argmax() == a.argmax()
+
+
+def test_recommended_is_the_student_together_with_tfidf_and_both_are_kept(toy, study, tiny_text, tmp_path):
+    """The kept folder alone, as whoever deploys it loads it, gives the predictions of Test."""
+    from icssl_lib.deploy import Models, TorchClassifier
+
+    folder = tmp_path / "f100"
+    read = classify("recommended", str(tiny_text), toy, study, 0.5, 0, keep=folder)
+    test = toy.part("test")
+    found = TorchClassifier("title_words", Models(folder))(list(test.title))
+    labels = json.loads((folder / "lexical.json").read_text())["labels"]
+    assert labels == toy.labels
+    assert [labels[i] for i in found.argmax(axis=1)] == read.predictions.predicted.tolist()
+    np.testing.assert_allclose(found.max(axis=1), read.predictions.confidence, atol=1e-4)
+    alone = TorchClassifier("title", Models(folder))(list(test.title))
+    np.testing.assert_allclose(found, together(alone, Lexical.load(folder)(list(test.title))), atol=1e-6)
+    assert not np.allclose(found, alone)
+    student = classify("self_trained_names", str(tiny_text), toy, study, 0.5, 0)
+    np.testing.assert_allclose(alone.max(axis=1), student.predictions.confidence, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def study(tiny_text, tiny_vision):
+    import toys
+
+    return toys.study(tiny_text, tiny_vision)
