@@ -11,6 +11,7 @@ name of a .csv or .txt file in ``figures/STUDY/``. A test fails when a block is 
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -22,8 +23,8 @@ BLOCK = re.compile(r"(<!-- icssl: (?P<study>[\w-]+) (?P<what>\w+) -->\n).*?(<!--
 
 
 def publish(study: str, out: Path, root: Path, words: bool = True) -> list[Path]:
-    """Copy figures with their tables, but none that shows products, results.csv and wall.json of a finished run; fill
-    the blocks.
+    """Copy figures with their tables, but none that shows products, results.csv and wall.json of a finished run, count
+    where its classifiers were trained (hardware.csv), and fill the blocks.
 
     Args: words: False leaves out what names the catalogue's classes, which may be nobody's to publish either.
 
@@ -35,9 +36,22 @@ def publish(study: str, out: Path, root: Path, words: bool = True) -> list[Path]
     kept_back = ["*_maps.*", "*_neighbours.*", *([] if words else ["confusions.*"])]
     shutil.copytree(out / "figures", target, ignore=shutil.ignore_patterns(*kept_back))
     shutil.copy(out / "results.csv", target / "results.csv")
+    hardware(out).to_csv(target / "hardware.csv", index=False)
     if (out / "wall.json").is_file():  # a study of which only a part was collected has none
         shutil.copy(out / "wall.json", target / "wall.json")
     return refill(root)
+
+
+def hardware(out: Path) -> pd.DataFrame:
+    """How many of a run's classifiers were recorded on which device, by its records: where, classifiers."""
+    counts: Counter[str] = Counter()
+    for path in sorted((out / "records").rglob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        about = record["machine"]
+        cpu = f"{about['cpu']} ({about['instructions']})" if "instructions" in about else about["cpu"]
+        where = cpu if about["device"] == "cpu" else about["device"]
+        counts[f"{where}, {record['precision']}"] += len(record["fractions"])
+    return pd.DataFrame(counts.most_common(), columns=["where", "classifiers"])
 
 
 def refill(root: Path) -> list[Path]:
