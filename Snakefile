@@ -57,8 +57,8 @@ def towers_read(wildcards):
 
 
 def finetune_digest(wildcards):
-    own, looks = STUDY.of(wildcards.method), entry_of(STUDY, wildcards.method).looks
-    return digest(own.text, own.finetune, own.runtime, *([own.vision] if looks else []))
+    own, entry = STUDY.of(wildcards.method), entry_of(STUDY, wildcards.method)
+    return digest(own.text, own.finetune, own.runtime, *([own.vision] if entry.looks else []), *entry.recipe)
 
 
 def adapt_digest(wildcards):

@@ -165,9 +165,9 @@ def quantize_int8(fp32: Path, out: Path) -> Path:
     return out
 
 
-def _exported(folder: Path) -> Path:
-    model = folder / "model.onnx"
-    if not model.is_file():
+def _exported(folder: Path | None) -> Path:
+    model = (folder or Path()) / "model.onnx"
+    if folder is None or not model.is_file():
         raise DeployError(f"{folder}: no model.onnx; call export_onnx(classifier, folder) first")
     return model
 
@@ -343,7 +343,7 @@ def _lexical(folder: Path) -> Lexical:
         return Lexical.load(folder)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise DeployError(f"{folder}: no TF-IDF in it ({first}); name a folder of `recommended`") from None
+        raise DeployError(f"{folder}: TF-IDF cannot be read there ({first}); name a folder of `recommended`") from None
 
 
 def load(what: str, models: Models, device: str = "cpu", threads: int = 1) -> OnnxClassifier | TorchClassifier:
@@ -482,7 +482,7 @@ def measure(
     try:
         flops = {}
         for device in devices:
-            here = [what for what in asked if device == "cpu" or not what.startswith("title_")]
+            here = [what for what in asked if device == "cpu" or what not in ("title_onnx", "title_int8")]
             answers = {what: load(what, models, device, threads) for what in here}
             for batch in batches:
                 draw = partial(_draw, requests, batch)
@@ -568,7 +568,7 @@ def peak_memory(
     from icssl_lib.runs import MALLOC
 
     vision = models.vision.model_dump(mode="json") if models.vision else None
-    folders = {name: str(getattr(models, name)) for name in ("classifier", "fp32", "int8")}
+    folders = {name: str(getattr(models, name) or "") for name in ("classifier", "fp32", "int8")}
     call = {
         "what": what,
         "models": folders | {"vision": vision, "pooling": models.pooling},
@@ -609,7 +609,7 @@ def _serve(call: dict[str, Any]) -> dict[int, float]:
         from icssl_lib.config import VisionConfig
 
         vision = VisionConfig.model_validate(where["vision"])
-    folders = {name: Path(where[name]) for name in ("classifier", "fp32", "int8")}
+    folders = {name: Path(where[name]) if where[name] else None for name in ("classifier", "fp32", "int8")}
     models = Models(**folders, vision=vision, pooling=where["pooling"])
     if call["what"] not in ("title_onnx", "title_int8"):
         import torch
@@ -645,8 +645,10 @@ def accuracy_against_cost(
 
     Returns: one row per fraction, what and method that it serves: fraction, what, method, accuracy and accuracy_sd
         (over seeds), p50_ms, gflops, bytes_per_request. Where no method of the run is served so, method is "" and
-        accuracy NaN.
+        accuracy NaN. A method whose design was not measured is left out, with a warning.
     """
+    import warnings
+
     import pandas as pd
 
     from icssl_lib.methods import entry_of
@@ -658,6 +660,8 @@ def accuracy_against_cost(
     entries = {method: entry_of(study, method) for method in named}
     serves = {m: "title_words" if entry.lexical else SERVES.get(entry.classifier) for m, entry in entries.items()}
     first = cost[(cost["batch"] == batch) & (cost["device"] == cost["device"].iloc[0])]
+    if absent := [method for method, what in serves.items() if what and what not in set(first["what"])]:
+        warnings.warn(f"not in the figure, since no cost was measured of what serves them: {absent}", stacklevel=2)
     rows = []
     for fraction in fractions or [known["fraction"].min(), known["fraction"].max()]:
         here = known[known["fraction"] == fraction].set_index("method")

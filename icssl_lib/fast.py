@@ -30,7 +30,6 @@ from icssl_lib.encoders import MaskedWords, TextTower
 
 NAME = "icssl_fast"
 BUCKET_WEIGHTS = 400_000  # attention weights that are worth a bucket of their own
-FIRST = ("bert", "electra")  # kinds whose last layer may compute its rows' first tokens alone
 LARGEST = 2**24  # attention weights of one layer that may be kept: 32 MB in bf16
 
 
@@ -183,7 +182,7 @@ def attend_first(
     return out.transpose(0, 1).reshape(n, width)
 
 
-def _first_of_block(block: nn.Module, x: Tensor, *_: Any, **__: Any) -> Tensor:
+def _first_of_block(block: nn.Module, x: Tensor) -> Tensor:
     """timm's block for the first token alone: (N, T, D) -> (N, 1, D)."""
     attention, rows = block.attn, block.norm1(x)
     width = attention.num_heads * attention.head_dim
@@ -198,15 +197,8 @@ def _first_of_block(block: nn.Module, x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
-def _first_of_layer(
-    layer: nn.Module, hidden: Tensor, *rest: Any, buckets: list[Bucket], first: bool, **options: Any
-) -> Tensor:
-    """A BERT's layer for each row's first token alone: (1, tokens, H) -> (1, N, H), in the buckets' order.
-
-    first: False where a row begins with padding; the layer is then as ever.
-    """
-    if not first:
-        return type(layer).forward(layer, hidden, *rest, buckets=buckets, **options)
+def _first_of_layer(layer: nn.Module, hidden: Tensor, *_: Any, buckets: list[Bucket], **__: Any) -> Tensor:
+    """A BERT's layer for each row's first token alone: (1, tokens, H) -> (1, N, H), in the buckets' order."""
     attention, found, firsts = layer.attention.self, [], []
     p = attention.dropout.p if layer.training else 0.0
     linear = [(part.weight, part.bias) for part in (attention.key, attention.value)]
@@ -218,8 +210,10 @@ def _first_of_layer(
     return layer.feed_forward_chunk(layer.attention.output(torch.cat(found), torch.cat(firsts)))[None]
 
 
-def reads_first(model: nn.Module) -> bool:
-    """Whether of the hidden states of ``model``'s encoder nothing is read but each row's first."""
+def reads_first(model: nn.Module, encoder: nn.Module | None) -> bool:
+    """Whether of the hidden states of ``encoder``, a BERT in ``model``, nothing is read but each row's first."""
+    if encoder is None or encoder.config.model_type not in ("bert", "electra") or not can_unpad(encoder):
+        return False
     if any(isinstance(module, MaskedWords) for module in model.modules()):
         return False
     poolings = {module.pooling for module in model.modules() if isinstance(module, TextTower)}
@@ -229,7 +223,7 @@ def reads_first(model: nn.Module) -> bool:
 
 def _last_layers(model: nn.Module, encoder: nn.Module | None) -> Iterator[tuple[nn.Module, Any]]:
     """The last layers of which the first token alone is read, each with what takes the place of its forward."""
-    if encoder is not None and encoder.config.model_type in FIRST and can_unpad(encoder) and reads_first(model):
+    if reads_first(model, encoder):
         yield encoder.encoder.layer[-1], _first_of_layer
     for vit in model.modules():
         if type(vit) is VisionTransformer and vit.global_pool == "token" and vit.attn_pool is None:
@@ -259,10 +253,12 @@ def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iter
 
     Args:
         model: towers, an encoder or a classifier. A transformers encoder inside is called with input_ids and
-            attention_mask, (N, T) each; one that `can_unpad` does not know pads as before.
+            attention_mask, (N, T) each, padded on the right; one that `can_unpad` does not know pads as before. Where
+            nothing but a row's first hidden state is read (a BERT's classifier, a tower that pools by "cls"), the
+            others come out as zeros.
         enabled: False changes nothing.
-        compiled: layers that are alike go through torch.compile, which takes half a minute to begin with: for long
-            trainings on a GPU.
+        compiled: layers that are alike, but a last one for the first token, go through torch.compile, which takes
+            half a minute to begin with: for long trainings on a GPU.
     """
     encoder = next((m.base_model for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     changed: list[nn.Module] = []
@@ -289,7 +285,7 @@ def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iter
         elif hasattr(module, "fused_attn") and next(module.parameters()).device.type == "cpu":
             replace(module, functools.partial(_attention_of, module))
         elif module is encoder and can_unpad(encoder):
-            replace(module, _unpadded(encoder, reads_first(model) and encoder.config.model_type in FIRST))
+            replace(module, _unpadded(encoder, reads_first(model, encoder)))
             encoder.config._attn_implementation = NAME
     try:
         yield
@@ -360,11 +356,9 @@ def _unpadded(encoder: PreTrainedModel, ends_first: bool) -> Any:
         buckets, real = buckets_of(mask, most)
         # A mask of four dimensions reaches `attend` as it is. On a GPU `buckets` again in each layer would be a wait.
         options |= {"attention_mask": mask[:, None, None], "position_ids": (real % length)[None], "buckets": buckets}
-        if ends_first:
-            options["first"] = bool(mask[:, 0].all())
         output = plain(input_ids.flatten()[real][None], **options)
         hidden = output.last_hidden_state[0]  # (tokens, H), or (N, H)
-        at = torch.cat([bucket.numbers for bucket in buckets]) * length if options.get("first") else real
+        at = torch.cat([bucket.numbers for bucket in buckets]) * length if ends_first else real
         padded = hidden.new_zeros(n * length, hidden.shape[1]).index_copy_(0, at, hidden)
         output.last_hidden_state = padded.view(n, length, -1)
         if pooler is not None:  # it took the first token of all

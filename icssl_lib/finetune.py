@@ -139,7 +139,7 @@ def classify_fractions_here(
     for fraction in tqdm(study.finetune.fractions, desc=bar, disable=not (progress and main)):
         name = f"f{round(100 * fraction):03d}"
         path = precision_here(study.runtime), study.runtime.fast, study.runtime.compile
-        parts = (method, seed, fraction, study.text, study.finetune, *path, encoder, made)
+        parts = (method, seed, fraction, study.text, study.finetune, *path, encoder, made, *entry.recipe)
         key = digest(*parts, catalogue.split_hash, *shown)
         finished = unfinished / f"{name}.parquet"
         if finished.is_file() and (table := pd.read_parquet(finished)).attrs["key"] == key:
@@ -595,10 +595,12 @@ def picture_weight(title: np.ndarray, picture: np.ndarray, labels: list[str], de
 
 
 def _words_of(words: Lexical) -> Read:
+    """TF-IDF's reading of products."""
     return lambda products: words(list(products.title))
 
 
 def _together(read: Read, words: Read) -> Read:
+    """A reading by an encoder and by TF-IDF, as one."""
     return lambda products: together(read(products), words(products))
 
 

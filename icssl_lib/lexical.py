@@ -21,7 +21,9 @@ class Lexical:
         labels: C of them. One that training did not show has a bias of minus infinity.
     """
 
-    def __init__(self, words: list[str], idf: np.ndarray, weight: np.ndarray, bias: np.ndarray, labels: list[str]):
+    def __init__(
+        self, words: list[str], idf: np.ndarray, weight: np.ndarray, bias: np.ndarray, labels: list[str]
+    ) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self.vectorizer = TfidfVectorizer(token_pattern=r"\S+", vocabulary=words)
@@ -76,8 +78,7 @@ class Lexical:
 
 def together(encoder: np.ndarray, words: np.ndarray) -> np.ndarray:
     """The geometric mean of two readings' probabilities, (N, C) each, brought to sum to 1 (a product of experts:
-    Hinton, 2002): either can rule a class out. One that both rule out stays at 0, and a row that is left with
-    nothing is the encoder's."""
+    Hinton, 2002): either can rule a class out. A row that is left with nothing is the encoder's."""
     product = np.sqrt(encoder * words)
     total = product.sum(axis=1, keepdims=True)
     return np.where(total > 0, product / np.where(total > 0, total, 1), encoder)

@@ -88,6 +88,11 @@ class Method:
         return self.loss is not None
 
     @property
+    def recipe(self) -> tuple[str, ...]:
+        """What came to a method after it had been in use: a run from before is another method's."""
+        return ("lexical",) if self.lexical else ()
+
+    @property
     def looks(self) -> bool:
         """Whether the classifier is shown pictures in training: its own, or its teacher."""
         kind = self.teacher if self.classifier == "distilled" else self.classifier

@@ -387,7 +387,7 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                     needs.append(pretrained["vision"])
                 config, words = own.finetune, entry.classifier == "tfidf" or entry.lexical
                 word_seconds = words * TFIDF_SECONDS * d.train * sum(config.fractions) * d.classes
-                word_memory = words * TFIDF_VECTORS * 8 * d.classes * d.train
+                word_memory = words * TFIDF_VECTORS * 8 * d.classes * d.train * study.runtime.processes
                 if entry.classifier == "tfidf":
                     memory = PROCESS + word_memory
                     jobs.append(Job("finetune", method, name, memory=memory, seconds=word_seconds, after=needs))
@@ -646,14 +646,17 @@ def time_steps(study: Study, data: Data, kinds: list[str], rows: dict[str, int],
 
 def in_parallel(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """What ``function(*args)`` returns in each of ``count`` processes, forks of this one where its state allows it."""
-    for way in ("fork", "spawn") if sys.platform == "linux" else ("spawn",):
-        try:
-            with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context(way)) as pool:
-                return [future.result() for future in [pool.submit(function, *args) for _ in range(count)]]
-        except RuntimeError as error:  # torch's, where a backward pass has started threads here, which a fork lacks
-            if way == "spawn" or "fork" not in str(error):
-                raise
-    raise AssertionError("one of the ways returns or raises")
+
+    def called(way: str) -> list[Any]:
+        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context(way)) as pool:
+            return [future.result() for future in [pool.submit(function, *args) for _ in range(count)]]
+
+    try:
+        return called("fork" if sys.platform == "linux" else "spawn")
+    except RuntimeError as error:  # torch's, where a backward pass has started threads here, which a fork lacks
+        if "fork" not in str(error):
+            raise
+    return called("spawn")
 
 
 def measure(study: Study, data: dict[str, Data], jobs: list[Job], cores: int, total: float = MEASURED) -> Speed:

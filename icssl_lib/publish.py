@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from icssl_lib.deploy import WHAT
+from icssl_lib.methods import METHODS
 from icssl_lib.metrics import format_table2, holm, method_name, starred
 
 BLOCK = re.compile(r"(<!-- icssl: (?P<study>[\w-]+) (?P<what>\w+) -->\n).*?(<!-- /icssl -->)", re.DOTALL)
@@ -30,27 +31,27 @@ def publish(study: str, out: Path, root: Path, words: bool = True) -> list[Path]
 
     Raises: FileNotFoundError: the run is not finished. Returns: the documents that changed.
     """
-    target = root / "figures" / study
+    target, where = root / "figures" / study, hardware(out)
     shutil.rmtree(target, ignore_errors=True)
     # Maps and neighbours show products: pictures and titles of a catalogue that may be nobody's to publish.
     kept_back = ["*_maps.*", "*_neighbours.*", *([] if words else ["confusions.*"])]
     shutil.copytree(out / "figures", target, ignore=shutil.ignore_patterns(*kept_back))
     shutil.copy(out / "results.csv", target / "results.csv")
-    hardware(out).to_csv(target / "hardware.csv", index=False)
+    where.to_csv(target / "hardware.csv", index=False)
     if (out / "wall.json").is_file():  # a study of which only a part was collected has none
         shutil.copy(out / "wall.json", target / "wall.json")
     return refill(root)
 
 
 def hardware(out: Path) -> pd.DataFrame:
-    """How many of a run's classifiers were recorded on which device, by its records: where, classifiers."""
+    """How many of a run's classifiers were recorded where, by its records: where, classifiers. TF-IDF is of the CPU."""
     counts: Counter[str] = Counter()
     for path in sorted((out / "records").rglob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        about = record["machine"]
-        cpu = f"{about['cpu']} ({about['instructions']})" if "instructions" in about else about["cpu"]
-        where = cpu if about["device"] == "cpu" else about["device"]
-        counts[f"{where}, {record['precision']}"] += len(record["fractions"])
+        about, words = record["machine"], METHODS.get(record["method"], METHODS["origin"]).classifier == "tfidf"
+        on_cpu = words or "cpu" in (about["device"], record["settings"]["runtime"]["device"])
+        where = about["cpu"] if on_cpu else about["device"]
+        counts[f"{where}, {'TF-IDF' if words else record['precision']}"] += len(record["fractions"])
     return pd.DataFrame(counts.most_common(), columns=["where", "classifiers"])
 
 

@@ -194,6 +194,10 @@ def test_what_cannot_be_served_is_refused(served, tiny_text, tmp_path):
         deploy.load("lat", models)
     with pytest.raises(DeployError, match=r"joint: needs a vision tower"):
         deploy.load("joint", Models(models.classifier, models.fp32, models.int8))
+    with pytest.raises(DeployError, match=r"no model\.onnx; call export_onnx"):
+        deploy.load("title_onnx", Models(models.classifier))
+    with pytest.raises(DeployError, match=r"TF-IDF cannot be read there .*; name a folder of `recommended`"):
+        deploy.load("title_words", served["modernbert"])
 
 
 @pytest.mark.parametrize("what", ["title", "title_onnx", "late"])
@@ -377,6 +381,8 @@ def test_each_method_has_the_cost_of_what_it_is_served_by(cost, study):
     assert set(first.loc[[""], "what"]) == {"title_onnx", "title_int8"}
     assert first.loc[[""], "accuracy"].isna().all()
     assert first.accuracy["convirt"] == pytest.approx(0.3 + 0.2 / 3 + 1 / 50)
+    with pytest.warns(UserWarning, match=r"no cost was measured of what serves them: \['recommended'\]"):
+        deploy.accuracy_against_cost(cost[cost.what != "title_words"], results(methods), study)
     of = cost[cost.batch == 1].set_index("what")
     for row in table.itertuples():
         assert (row.p50_ms, row.gflops) == (of.p50_ms[row.what], of.gflops[row.what])

@@ -117,13 +117,14 @@ def test_a_vits_blocks_are_compiled_and_no_other_layer(monkeypatch):
         assert len(seen) == 11
 
 
+@pytest.mark.parametrize("more", [{}, {"reg_tokens": 2, "init_values": 0.1, "qkv_bias": False}])
 @pytest.mark.parametrize(("size", "bf16", "kernels"), [(64, False, 0), (144, False, 2), (144, True, 0)])
-def test_a_vits_attention_gives_the_values_and_gradients_of_the_kernel(size, bf16, kernels, monkeypatch):
+def test_a_vits_attention_gives_the_values_and_gradients_of_the_kernel(size, bf16, kernels, more, monkeypatch):
     """Short rows, or bf16, go without torch's fused kernel, and so does the last block, which has one query."""
     import timm
 
     torch.manual_seed(0)
-    shape = {"embed_dim": 48, "num_heads": 3, "depth": 3}
+    shape = {"embed_dim": 48, "num_heads": 3, "depth": 3} | more
     model = timm.create_model("vit_tiny_patch16_224", img_size=size, num_classes=0, **shape)
     pixels, weights, found, called = torch.randn(4, 3, size, size), torch.randn(4, 48), {}, []
     kernel = nn.functional.scaled_dot_product_attention
@@ -228,27 +229,39 @@ def test_a_last_layer_read_at_its_first_token_gives_the_same_values_and_gradient
         torch.testing.assert_close(of_fast[parameter], gradient, atol=2e-4, rtol=1e-3, msg=parameter)
 
 
-def test_rows_that_begin_with_padding_have_all_their_tokens_computed():
-    model, tokens = TextTower(without_dropout(ENCODERS["bert"]), "cls", 8, 2), titles([6, 4])
-    tokens["attention_mask"][1, 0] = 0
-    with torch.inference_mode():
-        model.backbone.eval()
-        plain = model.backbone(**tokens).last_hidden_state[0, 0]
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+def test_a_last_layer_for_the_first_token_drops_attention_in_training_only_and_at_its_rate(kind, monkeypatch):
+    import timm
+
+    if kind == "bert":
+        config = BertConfig(**SHAPE, attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.2)
+        model = TextTower(AutoModel.from_config(config), "cls", 8, 2)
+        inputs, weights = titles([5, 3]), (2, 2, 5)  # rows, heads, tokens
+    else:
+        shape = {"embed_dim": 48, "depth": 1, "img_size": 32, "num_classes": 0, "attn_drop_rate": 0.3}
+        model, inputs = timm.create_model("vit_tiny_patch16_224", **shape), {"x": torch.randn(2, 3, 32, 32)}
+        weights = (2, 3, 5)
+    seen = []
+    monkeypatch.setattr("icssl_lib.fast._drop", lambda x, p: seen.append((tuple(x.shape), p)) or x)
+    for training in (True, False):
+        model.train(training)
         with fast(model):
-            hidden = model.backbone(**tokens).last_hidden_state
-    torch.testing.assert_close(hidden[0, 0], plain, atol=2e-5, rtol=1e-4)
-    assert (hidden[0].abs().sum(dim=1) > 0).all()
+            model(**inputs)
+    assert [p for shape, p in seen if shape == weights] == [0.3, 0.0]
 
 
 def test_a_last_layer_is_whole_where_other_tokens_are_read(tiny_text):
     bert = AutoModel.from_config(ENCODERS["bert"])
     first = TextTower(bert, "cls", 8, 2)
-    assert reads_first(first)
-    assert not reads_first(bert)
-    assert not reads_first(TextTower(bert, "mean", 8, 2))
-    assert not reads_first(MeanPooledClassifier(str(tiny_text), 4))
+    assert reads_first(first, bert)
+    assert not reads_first(bert, bert)
+    assert not reads_first(TextTower(bert, "mean", 8, 2), bert)
+    pooled = MeanPooledClassifier(str(tiny_text), 4)
+    assert not reads_first(pooled, pooled.backbone)
     head = AutoModelForMaskedLM.from_config(ENCODERS["bert"])
-    assert not reads_first(nn.ModuleList([first, MaskedWords(bert, head, [0, 1, 2], 3, 90)]))
+    assert not reads_first(nn.ModuleList([first, MaskedWords(bert, head, [0, 1, 2], 3, 90)]), bert)
+    other = AutoModel.from_config(ENCODERS["modernbert"])
+    assert not reads_first(TextTower(other, "cls", 8, 2), other)
 
 
 @pytest.mark.parametrize("options", [{"global_pool": "avg"}, {"qk_norm": True}, {"global_pool": "map"}])

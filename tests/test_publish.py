@@ -136,14 +136,15 @@ def test_publish_fills_blocks_and_nothing_else(tmp_path, finished):
     publish("s", finished, tmp_path)
     assert (tmp_path / "figures/s/confusions.csv").is_file()  # of classes that are the project's own
     records = finished / "records/a"
-    for where, device, precision, fractions in (("origin", "cpu", "no", 2), ("convirt", "a GPU", "bf16", 3)):
-        about = {"cpu": "a CPU", "instructions": "AVX2", "device": device}
-        (records / where).mkdir(parents=True)
-        record = {"machine": about, "precision": precision, "fractions": [{}] * fractions}
-        (records / where / "seed0.json").write_text(json.dumps(record))
+    asked = [("origin", "cpu", "no", 2), ("convirt", "auto", "bf16", 3), ("tfidf", "auto", "bf16", 1)]
+    for method, device, precision, fractions in asked:
+        record = {"machine": {"cpu": "a CPU", "device": "a GPU"}, "settings": {"runtime": {"device": device}}}
+        (records / method).mkdir(parents=True)
+        record |= {"method": method, "precision": precision, "fractions": [{}] * fractions}
+        (records / method / "seed0.json").write_text(json.dumps(record))
     publish("s", finished, tmp_path)
     counted = (tmp_path / "figures/s/hardware.csv").read_text()
-    assert counted == 'where,classifiers\n"a GPU, bf16",3\n"a CPU (AVX2), no",2\n'
+    assert counted == 'where,classifiers\n"a GPU, bf16",3\n"a CPU, no",2\n"a CPU, TF-IDF",1\n'
     results = tmp_path / "figures/s/results.csv"
     results.write_text(results.read_text().replace("0.5", "0.6"))
     assert fill(text, tmp_path / "figures") != text  # a file that changed is noticed
