@@ -591,8 +591,8 @@ def _look(method: str) -> dict[str, object]:
     turn, i = divmod(order, len(_LOOKS))
     look = _LOOKS[i] | {"label": method_name(method)}
     if turn:  # more methods than looks: hollow, with the colour and the line of another
-        # Two looks have a solid line: steps of 1 and 4 give no marker the same line twice.
-        colour, line = (_LOOKS[(i + shift) % len(_LOOKS)] for shift in (3 * turn, (0, 1, 4)[turn % 3]))
+        # Two looks have a solid line: steps of 1, 4 and 3 give no marker the same line twice, but the last one of 28.
+        colour, line = (_LOOKS[(i + shift) % len(_LOOKS)] for shift in (3 * turn, (0, 1, 4, 3)[turn % 4]))
         look |= {"color": colour["color"], "linestyle": line["linestyle"], "markerfacecolor": "white"}
     return look
 
