@@ -244,9 +244,12 @@ def keep(rows: list[dict], shares: list[dict], ceiling: float, where: str, optio
         table = pd.concat([pd.read_csv(path), table]).drop_duplicates(["work", "peer"], keep="last")
     with written_whole(path) as part:
         table.to_csv(part, index=False)
-    if not options.only:
-        frame = pd.DataFrame(shares).round(4).assign(ceiling_tflops=round(ceiling / 1e12, 3), machine=where)
-        with written_whole(options.out / "machine.csv") as part:
+    frame = pd.DataFrame(shares).round(4).assign(ceiling_tflops=round(ceiling / 1e12, 3), machine=where)
+    path = options.out / "machine.csv"
+    if options.only and path.is_file():
+        frame = pd.concat([pd.read_csv(path), frame]).drop_duplicates("work", keep="last") if shares else None
+    if frame is not None:
+        with written_whole(path) as part:
             frame.to_csv(part, index=False)
     with written_whole(options.out / "bench.png") as part:
         draw(table, where).savefig(part, format="png", dpi=110)
