@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icssl_lib.images import decode
-from icssl_lib.lexical import WORDS, Lexical, together
+from icssl_lib.lexical import WORDS, Lexical, geometric_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,7 @@ WHAT = {
     "late": "Title + picture (late)",
     "joint": "Title + picture (joint)",
 }
+EXPORTS = ("title_onnx", "title_int8")  # of WHAT, those that onnxruntime serves
 # what serves a kind of classifier
 SERVES = {"finetune": "title", "distilled": "title", "image": "picture", "late": "late", "joint": "joint"}
 COSTS = ["p50_ms", "p99_ms", "items_per_s", "peak_mb", "model_mb", "bytes_per_request", "gflops"]
@@ -166,10 +167,9 @@ def quantize_int8(fp32: Path, out: Path) -> Path:
 
 
 def _exported(folder: Path | None) -> Path:
-    model = (folder or Path()) / "model.onnx"
-    if folder is None or not model.is_file():
+    if folder is None or not (folder / "model.onnx").is_file():
         raise DeployError(f"{folder}: no model.onnx; call export_onnx(classifier, folder) first")
-    return model
+    return folder / "model.onnx"
 
 
 @contextlib.contextmanager
@@ -315,7 +315,7 @@ class TorchClassifier:
                 read = tokens if self.what == "joint" else {}
                 found.append(self.parts["look"](**self._pictures(jpegs), **read).softmax(-1))
             answer = torch.stack(found).mean(dim=0).cpu().numpy()
-        return answer if self.words is None else together(answer, self.words(titles)).astype(np.float32)
+        return answer if self.words is None else geometric_mean(answer, self.words(titles)).astype(np.float32)
 
     def _tokens(self, titles: list[str]) -> "dict[str, Tensor]":
         from icssl_lib.encoders import tokenize
@@ -339,6 +339,7 @@ class TorchClassifier:
 
 
 def _lexical(folder: Path) -> Lexical:
+    """The TF-IDF that a classifier's folder holds. Raises: DeployError: it holds none, or a damaged one."""
     try:
         return Lexical.load(folder)
     except (OSError, ValueError) as error:
@@ -355,7 +356,7 @@ def load(what: str, models: Models, device: str = "cpu", threads: int = 1) -> On
 
     if what not in WHAT:
         raise DeployError(f"what: no contestant '{what}'; {nearest(what, list(WHAT))}")
-    if what in ("title_onnx", "title_int8"):
+    if what in EXPORTS:
         return OnnxClassifier(models.fp32 if what == "title_onnx" else models.int8, threads)
     return TorchClassifier(what, models, device)
 
@@ -377,7 +378,7 @@ def compare(models: Models, titles: Sequence[str], labels: Sequence[str]) -> "pd
     if len(labels) != len(titles):
         raise DeployError(f"labels: {len(labels)} for {len(titles)} titles; give one for each")
     names = np.array(labels_of(models.classifier), dtype=object)
-    for what in ("title", "title_onnx", "title_int8"):
+    for what in ("title", *EXPORTS):
         answer = load(what, models)
         found = np.concatenate([answer(titles[at : at + AT_ONCE]) for at in range(0, len(titles), AT_ONCE)])
         reference = found if reference is None else reference
@@ -482,7 +483,7 @@ def measure(
     try:
         flops = {}
         for device in devices:
-            here = [what for what in asked if device == "cpu" or what not in ("title_onnx", "title_int8")]
+            here = [what for what in asked if device == "cpu" or what not in EXPORTS]
             answers = {what: load(what, models, device, threads) for what in here}
             for batch in batches:
                 draw = partial(_draw, requests, batch)
@@ -611,7 +612,7 @@ def _serve(call: dict[str, Any]) -> dict[int, float]:
         vision = VisionConfig.model_validate(where["vision"])
     folders = {name: Path(where[name]) if where[name] else None for name in ("classifier", "fp32", "int8")}
     models = Models(**folders, vision=vision, pooling=where["pooling"])
-    if call["what"] not in ("title_onnx", "title_int8"):
+    if call["what"] not in EXPORTS:
         import torch
 
         torch.set_num_threads(call["threads"])

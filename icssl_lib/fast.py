@@ -67,13 +67,13 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 class Bucket:
     """Tokens that lie end to end as rows of like length: where they are in ``len(mask)`` padded rows.
 
-    mask: bool (n, 1, 1, T), true at real tokens. real: (tokens,), the true places in the flattened rows. numbers: (n,),
+    mask: bool (n, 1, 1, T), true at real tokens. real: (tokens,), the true places in the flattened rows. indices: (n,),
     which of the batch's rows they are.
     """
 
     mask: Tensor
     real: Tensor
-    numbers: Tensor
+    indices: Tensor
 
     def padded(self, flat: Tensor) -> Tensor:
         """(tokens, D) -> (n, T, D), zeros where padded."""
@@ -358,7 +358,7 @@ def _unpadded(encoder: PreTrainedModel, ends_first: bool) -> Any:
         options |= {"attention_mask": mask[:, None, None], "position_ids": (real % length)[None], "buckets": buckets}
         output = plain(input_ids.flatten()[real][None], **options)
         hidden = output.last_hidden_state[0]  # (tokens, H), or (N, H)
-        at = torch.cat([bucket.numbers for bucket in buckets]) * length if ends_first else real
+        at = torch.cat([bucket.indices for bucket in buckets]) * length if ends_first else real
         padded = hidden.new_zeros(n * length, hidden.shape[1]).index_copy_(0, at, hidden)
         output.last_hidden_state = padded.view(n, length, -1)
         if pooler is not None:  # it took the first token of all

@@ -38,7 +38,7 @@ from icssl_lib.encoders import (
 )
 from icssl_lib.fast import fast
 from icssl_lib.images import ImageStore, written_whole
-from icssl_lib.lexical import Lexical, together
+from icssl_lib.lexical import Lexical, geometric_mean
 from icssl_lib.methods import adapted_by, entry_of
 from icssl_lib.metrics import scores as metrics_of
 from icssl_lib.runs import digest, piece
@@ -601,7 +601,7 @@ def _words_of(words: Lexical) -> Read:
 
 def _together(read: Read, words: Read) -> Read:
     """A reading by an encoder and by TF-IDF, as one."""
-    return lambda products: together(read(products), words(products))
+    return lambda products: geometric_mean(read(products), words(products))
 
 
 def _as_table(items: pd.DataFrame, labels: list[str], probability: np.ndarray) -> pd.DataFrame:

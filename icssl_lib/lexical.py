@@ -32,7 +32,10 @@ class Lexical:
 
     @classmethod
     def fit(cls, titles: Sequence[str], label: Sequence[str], labels: list[str]) -> "Lexical":
-        """Learn from titles, each with one of ``labels``; titles of one label alone make that the answer to all."""
+        """Learn from M titles, each with one of ``labels``; titles of one label alone make that the answer to all.
+
+        Raises: ValueError: no title has a word, or a label is none of ``labels``.
+        """
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
 
@@ -76,7 +79,7 @@ class Lexical:
             raise ValueError(f"{folder / WEIGHTS}: cannot be read ({error})") from None
 
 
-def together(encoder: np.ndarray, words: np.ndarray) -> np.ndarray:
+def geometric_mean(encoder: np.ndarray, words: np.ndarray) -> np.ndarray:
     """The geometric mean of two readings' probabilities, (N, C) each, brought to sum to 1 (a product of experts:
     Hinton, 2002): either can rule a class out. A row that is left with nothing is the encoder's."""
     product = np.sqrt(encoder * words)

@@ -246,9 +246,9 @@ def keep(rows: list[dict], shares: list[dict], ceiling: float, where: str, optio
         table.to_csv(part, index=False)
     frame = pd.DataFrame(shares).round(4).assign(ceiling_tflops=round(ceiling / 1e12, 3), machine=where)
     path = options.out / "machine.csv"
-    if options.only and path.is_file():
-        frame = pd.concat([pd.read_csv(path), frame]).drop_duplicates("work", keep="last") if shares else None
-    if frame is not None:
+    if options.only and path.is_file() and shares:
+        frame = pd.concat([pd.read_csv(path), frame]).drop_duplicates("work", keep="last")
+    if shares:
         with written_whole(path) as part:
             frame.to_csv(part, index=False)
     with written_whole(options.out / "bench.png") as part:

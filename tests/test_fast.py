@@ -269,11 +269,8 @@ def test_a_vit_that_is_not_read_off_its_class_token_or_norms_its_keys_has_its_la
     import timm
 
     shape = {"embed_dim": 48, "num_heads": 3, "depth": 2, "img_size": 32, "num_classes": 0}
-    model, pixels, seen = (
-        timm.create_model("vit_tiny_patch16_224", **shape, **options).eval(),
-        torch.randn(2, 3, 32, 32),
-        [],
-    )
+    model = timm.create_model("vit_tiny_patch16_224", **shape, **options).eval()
+    pixels, seen = torch.randn(2, 3, 32, 32), []
     model.blocks[-1].mlp.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     with torch.inference_mode():
         plain = model(pixels)

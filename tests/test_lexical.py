@@ -4,14 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import toys
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from icssl_lib.deploy import Models, TorchClassifier
 from icssl_lib.finetune import classify
-from icssl_lib.lexical import Lexical, together
+from icssl_lib.lexical import Lexical, geometric_mean
 
 TITLES = ["alma red lamp", "alma mug", "bera lamp 7", "red mug mug", "bera rug", "soft rug 7", "a lamp", "the mug"]
 LABELS = ["lamp", "mug", "lamp", "mug", "rug", "rug", "lamp", "mug"]
@@ -48,10 +50,10 @@ def test_what_was_saved_answers_the_same_and_damage_is_named(tmp_path):
         Lexical.load(tmp_path / "nowhere")
 
 
-def test_together_is_the_geometric_mean_in_plain_loops():
+def test_the_geometric_mean_in_plain_loops():
     encoder, words = np.array([[0.5, 0.3, 0.2], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0]]), np.array([[0.2, 0.2, 0.6]] * 3)
     words[2] = [0, 0.5, 0.5]
-    for row, a, b in zip(together(encoder, words), encoder, words, strict=True):
+    for row, a, b in zip(geometric_mean(encoder, words), encoder, words, strict=True):
         product = [(x * y) ** 0.5 for x, y in zip(a, b, strict=True)]
         expected = [x / sum(product) for x in product] if sum(product) else a  # they agree on nothing: the encoder's
         np.testing.assert_allclose(row, expected)
@@ -61,18 +63,21 @@ rows = st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4).filter(lambda
 
 
 @given(rows, rows)
-def test_together_sums_to_1_and_ends_with_the_encoder_where_words_say_nothing(a, b):
+def test_the_geometric_mean_sums_to_1_and_ends_with_the_encoder_where_words_say_nothing(a, b):
     a, b = (np.array([x]) / sum(x) for x in (a, b))
-    found = together(a, b)
+    found = geometric_mean(a, b)
     assert found.sum() == pytest.approx(1)
     assert ((found == 0) | ((a > 0) & (b > 0)) | (found == a)).all()
-    assert together(a, np.full((1, 4), 0.25)).argmax() == a.argmax()
+    assert geometric_mean(a, np.full((1, 4), 0.25)).argmax() == a.argmax()
+
+
+@pytest.fixture(scope="module")
+def study(tiny_text, tiny_vision):
+    return toys.study(tiny_text, tiny_vision)
 
 
 def test_recommended_is_the_student_together_with_tfidf_and_both_are_kept(toy, study, tiny_text, tmp_path):
     """The kept folder alone, as whoever deploys it loads it, gives the predictions of Test."""
-    from icssl_lib.deploy import Models, TorchClassifier
-
     folder = tmp_path / "f100"
     read = classify("recommended", str(tiny_text), toy, study, 0.5, 0, keep=folder)
     test = toy.part("test")
@@ -82,14 +87,7 @@ def test_recommended_is_the_student_together_with_tfidf_and_both_are_kept(toy, s
     assert [labels[i] for i in found.argmax(axis=1)] == read.predictions.predicted.tolist()
     np.testing.assert_allclose(found.max(axis=1), read.predictions.confidence, atol=1e-4)
     alone = TorchClassifier("title", Models(folder))(list(test.title))
-    np.testing.assert_allclose(found, together(alone, Lexical.load(folder)(list(test.title))), atol=1e-6)
+    np.testing.assert_allclose(found, geometric_mean(alone, Lexical.load(folder)(list(test.title))), atol=1e-6)
     assert not np.allclose(found, alone)
     student = classify("self_trained_names", str(tiny_text), toy, study, 0.5, 0)
     np.testing.assert_allclose(alone.max(axis=1), student.predictions.confidence, atol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def study(tiny_text, tiny_vision):
-    import toys
-
-    return toys.study(tiny_text, tiny_vision)
