@@ -1,5 +1,6 @@
 """The SSL stage: adapt the text encoder on the SSL part, whose labels are never read."""
 
+import math
 import platform
 import sys
 import time
@@ -37,6 +38,7 @@ from icssl_lib.encoders import (
     tokenize,
 )
 from icssl_lib.fast import fast
+from icssl_lib.graphs import Replay, can_record
 from icssl_lib.images import written_whole
 from icssl_lib.methods import entry_of
 from icssl_lib.runs import digest, piece
@@ -200,7 +202,17 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         optimizer=optimizer,
         schedule=schedule,
     )
-    with fast(towers, study.runtime.fast, study.runtime.compile):
+    recordable = config.chunk_size is None and not entry.words and can_record(study.runtime, accelerator)
+
+    def step(images: Tensor | None = None, groups: Tensor | None = None, **tokens: Tensor) -> Tensor:
+        whole = WholeBatch(towers, config.chunk_size, accelerator)
+        with accelerator.autocast():
+            loss = entry.loss(whole, Batch(tokens, images, groups), config)
+        whole.backward(loss)
+        return loss
+
+    with fast(towers, study.runtime.fast, study.runtime.compile) as packing:
+        replay = Replay(step, towers.parameters(), packing, accelerator.device, recordable)
         images = ImageSource(catalogue, towers.vision, accelerator) if towers.vision else None
         before = measure(towers, tokenizer, catalogue, study, images, accelerator)
 
@@ -229,21 +241,18 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
                     bar.update()
                     continue
                 own = local_rows(index, accelerator)
-                batch = Batch(
-                    tokens=take(tokens, own, accelerator.device),
-                    images=images[seen[own]] if images else None,
-                    groups=groups[index].to(accelerator.device) if config.mask_duplicates else None,
-                )
-                whole = WholeBatch(towers, config.chunk_size, accelerator)
-                with accelerator.autocast():
-                    loss = entry.loss(whole, batch, config)
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(f"{method}: loss is {loss.item()} at step {len(history)}; lower adapt.lr")
-                whole.backward(loss)
+                batch = take(tokens, own, "cpu", replay.lengths)
+                if images:
+                    batch["images"] = images[seen[own]]
+                if config.mask_duplicates:
+                    batch["groups"] = groups[index]
+                loss = replay(**batch).item()
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"{method}: loss is {loss} at step {len(history)}; lower adapt.lr")
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                history.append((len(history), epoch, loss.item(), time.perf_counter() - started))
+                history.append((len(history), epoch, loss, time.perf_counter() - started))
                 bar.update()
                 if checkpoint.due():
                     checkpoint.save(**position, history=history, alike=alike, seconds=time.perf_counter() - started)

@@ -199,6 +199,7 @@ class RuntimeConfig(Strict):
     precision: Literal["no", "auto", "bf16", "fp16"] = "no"  # auto: bf16 where the device multiplies in it
     fast: bool = True  # icssl_lib/fast.py; False: transformers' own forward, which is the reference
     compile: bool = Field(False, exclude_if=operator.not_)  # half a minute to begin with: for long trainings on a GPU
+    cuda_graphs: bool = Field(True, exclude_if=bool)  # icssl_lib/graphs.py: on a GPU a step is recorded and replayed
     processes: PositiveInt = 1  # of one stage, each with a device of its own; a batch is shared out among them
     # Between two states that a killed stage goes on from. No part of what a result is, so left out of ``model_dump``.
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(10, exclude=True)

@@ -235,10 +235,11 @@ def tokenize(tokenizer, titles: list[str], max_tokens: int) -> dict[str, Tensor]
     return dict(tokenizer(titles, **options, return_token_type_ids=False))
 
 
-def take(tokens: dict[str, Tensor], index: Tensor, device: torch.device) -> dict[str, Tensor]:
-    """Rows ``index`` of (N, T) tokens padded on the right, cut to the longest among them, on ``device``."""
+def take(tokens: dict[str, Tensor], index: Tensor, device: torch.device | str, lengths: int = 1) -> dict[str, Tensor]:
+    """Rows ``index`` of (N, T) tokens padded on the right, on ``device``; cut to the longest among them, or to the next
+    multiple of ``lengths`` that there is."""
     longest = int(tokens["attention_mask"][index].sum(dim=1).max())
-    return {name: rows[index, :longest].to(device) for name, rows in tokens.items()}
+    return {name: rows[index, : -(-longest // lengths) * lengths].to(device) for name, rows in tokens.items()}
 
 
 @torch.inference_mode()

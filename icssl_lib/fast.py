@@ -64,11 +64,19 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 
 @dataclass
+class Packing:
+    """share: of (N, T) places, how many are computed: the real tokens and, after them, padding; None: the real ones
+    alone, whose number a GPU has to be waited for."""
+
+    share: float | None = None
+
+
+@dataclass
 class Bucket:
     """Tokens that lie end to end as rows of like length: where they are in ``len(mask)`` padded rows.
 
-    mask: bool (n, 1, 1, T), true at real tokens. real: (tokens,), the true places in the flattened rows. indices: (n,),
-    which of the batch's rows they are.
+    mask: bool (n, 1, 1, T), true at real tokens. real: (tokens,), their places in the flattened rows, and perhaps some
+    of padding. indices: (n,), which of the batch's rows they are.
     """
 
     mask: Tensor
@@ -248,8 +256,8 @@ def can_unpad(model: PreTrainedModel) -> bool:
 
 
 @contextlib.contextmanager
-def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iterator[None]:
-    """While the block runs, ``model`` goes the fast path.
+def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iterator[Packing]:
+    """While the block runs, ``model`` goes the fast path; yields how it packs tokens.
 
     Args:
         model: towers, an encoder or a classifier. A transformers encoder inside is called with input_ids and
@@ -262,6 +270,7 @@ def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iter
     """
     encoder = next((m.base_model for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     changed: list[nn.Module] = []
+    packing = Packing()
 
     def replace(module: nn.Module, forward: Any) -> None:
         module.forward = forward
@@ -285,10 +294,10 @@ def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iter
         elif hasattr(module, "fused_attn") and next(module.parameters()).device.type == "cpu":
             replace(module, functools.partial(_attention_of, module))
         elif module is encoder and can_unpad(encoder):
-            replace(module, _unpadded(encoder, reads_first(model, encoder)))
+            replace(module, _unpadded(encoder, reads_first(model, encoder), packing))
             encoder.config._attn_implementation = NAME
     try:
-        yield
+        yield packing
     finally:
         for module in changed:
             del module.forward  # the class's own is seen again
@@ -342,7 +351,16 @@ def buckets_of(mask: Tensor, most: int) -> tuple[list[Bucket], Tensor]:
     return buckets, torch.cat(places)
 
 
-def _unpadded(encoder: PreTrainedModel, ends_first: bool) -> Any:
+def packed(mask: Tensor, share: float) -> tuple[list[Bucket], Tensor]:
+    """As `buckets_of` with one bucket, without a wait: ``share`` of all places, which no real token may be beyond.
+
+    Padding among them is computed and seen by nobody: the mask keeps it out of attention.
+    """
+    places = (~mask).flatten().byte().argsort(stable=True)[: round(share * mask.numel())]
+    return [Bucket(mask[:, None, None], places, torch.arange(len(mask), device=mask.device))], places
+
+
+def _unpadded(encoder: PreTrainedModel, ends_first: bool, packing: Packing) -> Any:
     """ends_first: its last layer is `_first_of_layer`; the other tokens' states come out as zeros."""
     plain, pooler = encoder.forward, getattr(encoder, "pooler", None)
     heads = encoder.config.num_attention_heads
@@ -353,7 +371,7 @@ def _unpadded(encoder: PreTrainedModel, ends_first: bool) -> Any:
         mask = attention_mask.bool()
         # Each bucket costs a few dozen calls a layer; on a GPU also a wait for the lengths.
         most = min(4, n * heads * length**2 // BUCKET_WEIGHTS) if mask.device.type == "cpu" else 1
-        buckets, real = buckets_of(mask, most)
+        buckets, real = buckets_of(mask, most) if packing.share is None else packed(mask, packing.share)
         # A mask of four dimensions reaches `attend` as it is. On a GPU `buckets` again in each layer would be a wait.
         options |= {"attention_mask": mask[:, None, None], "position_ids": (real % length)[None], "buckets": buckets}
         output = plain(input_ids.flatten()[real][None], **options)

@@ -37,6 +37,7 @@ from icssl_lib.encoders import (
     tokenize,
 )
 from icssl_lib.fast import fast
+from icssl_lib.graphs import Replay, can_record
 from icssl_lib.images import ImageStore, written_whole
 from icssl_lib.lexical import Lexical, geometric_mean
 from icssl_lib.methods import adapted_by, entry_of
@@ -359,7 +360,23 @@ def _finetune(
             return torch.multinomial(weight, len(train), True, generator=generator).split(config.batch_size)
         return torch.randperm(len(train), generator=generator).split(config.batch_size)
 
-    with fast(model, study.runtime.fast, study.runtime.compile):
+    still = kind == "finetune" and not unlabelled and first == epochs  # nothing in a step changes but its tensors
+
+    def step(target: Tensor, weight: Tensor, **batch: Tensor) -> Tensor:
+        with accelerator.autocast():
+            found = logits(model, batch).float()
+            if config.imbalance == "logit_adjusted":
+                found = found + prior
+            loss = cross_entropy(found, target)
+            if unlabelled:
+                more = torch.randint(len(unlabelled["input_ids"]), (config.batch_size,))
+                loss = loss + config.uda_weight * uda(model, take(unlabelled, more, device), tokenizer)
+        accelerator.backward(loss * weight)
+        return loss
+
+    with fast(model, study.runtime.fast, study.runtime.compile) as packing:
+        recordable = still and can_record(study.runtime, accelerator)
+        replay = Replay(step, model.parameters(), packing, device, recordable)
         for epoch in range(at["epoch"], epochs):
             model.train()
             if epoch >= first:
@@ -369,15 +386,8 @@ def _finetune(
             for position, index in batches_left(at, epoch, generator, shuffled):
                 own = local_rows(index, accelerator)
                 rows = own if len(own) else index[:1]  # a process without a row goes along, at weight 0
-                with accelerator.autocast():
-                    found = logits(model, batch_of(tokens, shown, rows, device)).float()
-                    if config.imbalance == "logit_adjusted":
-                        found = found + prior
-                    loss = cross_entropy(found, target[rows].to(device))
-                    if unlabelled:
-                        more = torch.randint(len(unlabelled["input_ids"]), (config.batch_size,))
-                        loss = loss + config.uda_weight * uda(model, take(unlabelled, more, device), tokenizer)
-                accelerator.backward(loss * (len(own) / len(index)))
+                batch = batch_of(tokens, shown, rows, "cpu", replay.lengths)
+                loss = replay(target=target[rows], weight=torch.tensor(len(own) / len(index)), **batch)
                 sum_gradients(model.parameters(), accelerator)
                 optimizer.step()
                 schedule.step()
@@ -463,9 +473,15 @@ def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
 
 
-def batch_of(tokens: dict[str, Tensor] | None, pictures: Pictures | None, index: Tensor, device) -> dict[str, Tensor]:
-    """What a classifier is called with for the products at ``index`` (N,): tokens, pictures, or both."""
-    return (take(tokens, index, device) if tokens else {}) | (pictures[index] if pictures else {})
+def batch_of(
+    tokens: dict[str, Tensor] | None,
+    pictures: Pictures | None,
+    index: Tensor,
+    device: torch.device | str,
+    lengths: int = 1,
+) -> dict[str, Tensor]:
+    """What a classifier is called with for the products at ``index`` (N,): tokens, as of `take`, pictures, or both."""
+    return (take(tokens, index, device, lengths) if tokens else {}) | (pictures[index] if pictures else {})
 
 
 @torch.inference_mode()

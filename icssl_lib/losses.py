@@ -156,18 +156,19 @@ def _contrast(
     same = torch.eye(len(query), dtype=torch.bool, device=query.device)
     if groups is not None:
         same = groups[:, None] == groups[None, :]  # (N, N), true on the diagonal
-    # A row without negatives is left out before the logsumexp: that of -inf only has a NaN gradient.
-    keep = ~same.all(dim=1)
-    if not keep.any():
+    keep = ~same.all(dim=1)  # (N,): has a negative
+    recording = query.is_cuda and torch.cuda.is_current_stream_capturing()  # no time to wait for an answer
+    if groups is not None and not recording and not keep.any():
         raise ValueError("no row has a negative: all rows of the batch are of one group")
     q, p, o = (normalize(x.float(), dim=-1) for x in (query, positives, others))
     # Autocast would take the product to bfloat16: its rounding of s, divided by a small tau, is an error of tenths.
     with torch.autocast(query.device.type, enabled=False):
-        positive = (q * p).sum(dim=1)[keep] / temperature  # (N',)
-        logits = (q[keep] @ o.T / temperature).masked_fill(same[keep], -torch.inf)  # (N', N)
+        positive = (q * p).sum(dim=1) / temperature  # (N,)
+        # A row without negatives is not counted, nor masked: the logsumexp of -inf only has a NaN gradient.
+        logits = (q @ o.T / temperature).masked_fill(same & keep[:, None], -torch.inf)  # (N, N)
     if positive_in_denominator:
         logits = torch.cat([positive[:, None], logits], dim=1)
-    return (logits.logsumexp(dim=1) - positive).mean()
+    return (logits.logsumexp(dim=1) - positive).where(keep, 0).sum() / keep.sum()
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:

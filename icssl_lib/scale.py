@@ -119,7 +119,7 @@ class WholeBatch:
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of the whole batch's loss in the towers' parameters, the same in every process."""
         self.accelerator.backward(loss)
-        after = rng_state()
+        after = rng_state() if self.passes else None  # which cannot be asked for while a graph is recorded
         for tower, chunks, leaf in self.passes:
             if leaf.grad is None:  # this loss has no use for the tower (alpha 0 or 1 still has one for each)
                 continue
@@ -128,7 +128,8 @@ class WholeBatch:
                 with self.accelerator.autocast():
                     rows = tower(*args, **kwargs).float()
                 rows.backward(gradient)
-        set_rng_state(after)
+        if after:
+            set_rng_state(after)
         sum_gradients(self.parameters, self.accelerator)
 
 

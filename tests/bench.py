@@ -1,6 +1,6 @@
 """Speed beside what users would run instead: the same work, ours and each peer's, in turns, in one run.
 
-    .venv/bin/python tests/bench.py [--rounds 3] [--only SimCSE] [--device cuda] [--quick] [--out figures/bench]
+    .venv/bin/python tests/bench.py [--rounds 3] [--only SimCSE encode] [--device cuda] [--quick] [--out figures/bench]
 
 Ours runs in a process with a study's environment, peers in one with the user's own. In each round every side does the
 work once, in an order that turns; medians over all rounds are compared. Writes bench.csv (one row per pair; ratio above
@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,11 @@ from icssl_lib.runs import MALLOC, ROOT, machine
 
 COLUMNS = ["work", "peer", "ours_per_s", "peer_per_s", "ratio", "low", "high"]
 TRAINERS = {"sentence_transformers_simcse", "hf_trainer", "open_clip", "lightly"}  # that know bf16
-PLAIN, UNCOMPILED, TRAINED = "ours, plain path", "ours, not compiled", "ours, both towers trained"
+# Ours by other ways, and what sets them apart.
+PLAIN = {"ours, plain path": {"fast": False}}
+UNRECORDED = {"ours, not recorded": {"cuda_graphs": False}}
+COMPILED = {"ours, compiled as well": {"compile": True}}
+TRAINED = {"ours, both towers trained": {"frozen": False}}
 
 
 class Worker:
@@ -69,7 +73,7 @@ class Work:
     """One piece of work.
 
     items: done in what ``call`` times once. peers: name to (call, arguments that differ). training: it has steps, whose
-    share of the machine's ceiling is told. plain: the library has a plain path beside the fast one.
+    share of the machine's ceiling is told. ways: ours by other ways, name to arguments that differ.
     """
 
     name: str
@@ -78,14 +82,14 @@ class Work:
     arguments: dict[str, Any]
     peers: dict[str, tuple[str, dict[str, Any]]]
     training: bool = False
-    plain: bool = True
+    ways: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 PICTURE_PEERS = {"open_clip style": "open_clip", "lightly": "lightly"}
 
 
 def work(
-    name: str, items: int, call: str, own: dict, shared: dict, peers: dict[str, str], bf16: bool = False, **kind: bool
+    name: str, items: int, call: str, own: dict, shared: dict, peers: dict[str, str], bf16: bool = False, **kind: Any
 ) -> Work:
     """One piece of work, ours with ``own`` and all sides with the ``shared`` arguments.
 
@@ -104,7 +108,7 @@ def works(bf16: bool, quick: bool) -> list[Work]:
     Args: bf16: whether peers run in it too. quick: models that do in milliseconds, for a test.
     """
     small, large, n, sizes = ("tiny", "tiny", 40, (32,)) if quick else ("minilm", "bert-base", 1000, (112, 224))
-    training = {"bf16": bf16, "training": True}
+    training = {"bf16": bf16, "training": True, "ways": PLAIN}
     found = []
     peers = {"sentence-transformers": "sentence_transformers_simcse", "SimCSE's own style": "original_simcse"}
     for shape, batch, steps in ((small, 32, 8), (small, 128, 2), (large, 32, 2)):
@@ -117,43 +121,47 @@ def works(bf16: bool, quick: bool) -> list[Work]:
     # Another training, which is asked for and not a faster one of the same; its pictures are embedded before the steps.
     frozen = {"method": "convirt", "frozen": True}
     name = f"ConVIRT step, {small}, ViT-Ti frozen, {size} px"
-    found.append(work(name, 32, "ours_adapt", frozen, shared, {}, plain=False))
+    found.append(work(name, 32, "ours_adapt", frozen, shared, {}, ways=TRAINED))
     shared, peers = {"shape": small, "batch": 32, "n_steps": 8}, {"HF Trainer": "hf_trainer"}
     found.append(work(f"fine-tuning step, {small}, batch 32", 32, "ours_finetune", {}, shared, peers, **training))
     shared, peers = {"shape": small, "n": 4 if quick else 24}, {"SetFit": "setfit"}
-    found.append(work(f"{shared['n']} labels to a classifier, {small}", 1, "ours_few_labels", {}, shared, peers))
+    name = f"{shared['n']} labels to a classifier, {small}"
+    found.append(work(name, 1, "ours_few_labels", {}, shared, peers, ways=PLAIN))
     shared = {"shape": small, "n": n}
     peers = {"HF pipeline, batch 32": "pipeline", "ONNX Runtime, batch 32": "onnxruntime_predict"}
-    found.append(work(f"classifying titles, {small}", n, "ours_predict", {}, shared, peers))
+    found.append(work(f"classifying titles, {small}", n, "ours_predict", {}, shared, peers, ways=PLAIN))
     peers = {"SentenceTransformer.encode": "sentence_transformer_encode"}
-    found.append(work(f"embedding titles, {small}", n, "ours_embed", {}, shared, peers, plain=False))
+    found.append(work(f"embedding titles, {small}", n, "ours_embed", {}, shared, peers))
     shared, peers = {"n": n, "size": sizes[-1]}, {"torch DataLoader": "dataloader_ingest"}
     name = f"pictures to a store, 300 to {sizes[-1]} px"
-    found.append(work(name, n, "ours_ingest", {}, shared, peers, plain=False))
+    found.append(work(name, n, "ours_ingest", {}, shared, peers))
     return found
 
 
 def gpu_works(bf16: bool) -> list[Work]:
     """All that is compared on a GPU, with the paper's encoders. Args: as of `works`."""
-    training = {"bf16": bf16, "training": True, "plain": False}
-    shape, n, compiled, found = "bert-base", 10_000, {"compile": True}, []
+    training = {"bf16": bf16, "training": True}
+    shape, n, found = "bert-base", 10_000, []
     peers = {"sentence-transformers": "sentence_transformers_simcse"}
-    for batch, steps in ((32, 20), (128, 20), (512, 12)):
+    for batch, steps in ((32, 60), (128, 40), (512, 24)):
         shared, name = {"shape": shape, "batch": batch, "n_steps": steps}, f"SimCSE step, {shape}, batch {batch}"
-        found.append(work(name, batch, "ours_adapt", {"method": "simcse"} | compiled, shared, peers, **training))
+        own = {"method": "simcse"}
+        found.append(work(name, batch, "ours_adapt", own, shared, peers, **training, ways=UNRECORDED))
     for vit, batch in (("ViT-B", 128), ("ViT-L", 32), ("ViT-L", 128)):
-        shared = {"shape": shape, "vit": vit, "batch": batch, "n_steps": 20, "size": 224}
+        shared = {"shape": shape, "vit": vit, "batch": batch, "n_steps": 24, "size": 224}
         name = f"ConVIRT step, {shape} + {vit}, 224 px, batch {batch}"
-        one = work(name, batch, "ours_adapt", {"method": "convirt"} | compiled, shared, PICTURE_PEERS, **training)
+        ways = UNRECORDED | (COMPILED if (vit, batch) == ("ViT-L", 128) else {})  # which takes a minute to begin with
+        one = work(name, batch, "ours_adapt", {"method": "convirt"}, shared, PICTURE_PEERS, **training, ways=ways)
         for peer in PICTURE_PEERS if bf16 else ():  # there nobody trains towers for pictures in float32
             del one.peers[peer]
         found.append(one)
-    shared, peers = {"shape": shape, "batch": 32, "n_steps": 20}, {"HF Trainer": "hf_trainer"}
-    found.append(work(f"fine-tuning step, {shape}, batch 32", 32, "ours_finetune", compiled, shared, peers, **training))
+    shared, peers = {"shape": shape, "batch": 32, "n_steps": 60}, {"HF Trainer": "hf_trainer"}
+    name = f"fine-tuning step, {shape}, batch 32"
+    found.append(work(name, 32, "ours_finetune", {}, shared, peers, **training, ways=UNRECORDED))
     shared, peers = {"shape": shape, "n": n}, {"HF pipeline, batch 32": "pipeline"}
-    found.append(work(f"classifying titles, {shape}", n, "ours_predict", {}, shared, peers, plain=False))
+    found.append(work(f"classifying titles, {shape}", n, "ours_predict", {}, shared, peers))
     peers = {"SentenceTransformer.encode": "sentence_transformer_encode"}
-    found.append(work(f"embedding titles, {shape}", n, "ours_embed", {}, shared, peers, plain=False))
+    found.append(work(f"embedding titles, {shape}", n, "ours_embed", {}, shared, peers))
     return found
 
 
@@ -163,12 +171,7 @@ def compare(work: Work, rounds: int, ours: Worker, peers: Worker, bar: tqdm) -> 
     Raises: RuntimeError: ours fails.
     """
     sides = {"ours": (ours, work.call, work.arguments)}
-    if work.plain:
-        sides[PLAIN] = (ours, work.call, work.arguments | {"fast": False})
-    if work.arguments.get("compile"):
-        sides[UNCOMPILED] = (ours, work.call, work.arguments | {"compile": False})
-    if work.arguments.get("frozen"):
-        sides[TRAINED] = (ours, work.call, work.arguments | {"frozen": False})
+    sides |= {name: (ours, work.call, work.arguments | changes) for name, changes in work.ways.items()}
     sides |= {name: (peers, *what) for name, what in work.peers.items()}
     seconds: dict[str, list[list[float]]] = defaultdict(list)
     for turn in range(rounds):
@@ -203,7 +206,7 @@ def draw(table: pd.DataFrame, where: str) -> "mpl.figure.Figure":
 
     table = table.iloc[::-1].reset_index(drop=True)
     fig, ax = plt.subplots(figsize=(9, 1.3 + 0.27 * len(table)), layout="constrained")
-    plain = table.peer.isin([PLAIN, UNCOMPILED, TRAINED])
+    plain = table.peer.isin(PLAIN | UNRECORDED | COMPILED | TRAINED)
     error = [(table.ratio - table.low).clip(lower=0), (table.high - table.ratio).clip(lower=0)]
     for mask, colour, hatch, label in (
         (~plain, "#0173b2", "", "a peer"),
@@ -258,7 +261,7 @@ def keep(rows: list[dict], shares: list[dict], ceiling: float, where: str, optio
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="works whose name holds this")
+    parser.add_argument("--only", nargs="+", help="works whose name holds one of these")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="tiny models, on a CPU: does it run?")
     parser.add_argument("--threads", type=int, default=all_cores(), help="of both sides (default: all cores)")
@@ -282,7 +285,9 @@ def main() -> None:
     ceiling = ours.do("gemm", precision=precision)[0]
     bf16 = precision == "bf16"
     planned = gpu_works(bf16) if options.device == "cuda" else works(bf16, options.quick)
-    bar = tqdm([one for one in planned if options.only in one.name], unit="work")
+    if options.only:
+        planned = [one for one in planned if any(part in one.name for part in options.only)]
+    bar = tqdm(planned, unit="work")
     for one in bar:
         found, seconds = compare(one, options.rounds, ours, peers, bar)
         rows += found

@@ -112,17 +112,18 @@ def study(
     vit: str = "ViT-Ti",
     fast: bool = True,
     compile: bool = False,
+    cuda_graphs: bool = True,
     frozen: bool = False,
     **sections: Any,
 ) -> Study:
-    runtime = {"device": DEVICE, "precision": "auto", "fast": fast, "compile": compile, "threads": THREADS}
+    runtime = {"device": DEVICE, "precision": "auto", "fast": fast, "compile": compile, "cuda_graphs": cuda_graphs}
     return Study.model_validate(
         {
             "study": "bench",
             "datasets": {"bench": {"source": "synthetic", "genre": "beauty"}},
             "text": {"model": str(text_folder(shape)), "max_tokens": TOKENS},
             "vision": {"model": f"local-dir:{vision_folder(size, vit)}", "image_size": size, "frozen": frozen},
-            "runtime": runtime,
+            "runtime": runtime | {"threads": THREADS},
             **sections,
         }
     )
@@ -521,7 +522,7 @@ def flops(of: str, **arguments: Any) -> list[float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        globals()[of](**arguments | {"n_steps": 2, "compile": False})  # compiled code is not counted
+        globals()[of](**arguments | {"n_steps": 2, "compile": False, "cuda_graphs": False})  # they would not be counted
     return [counter.get_total_flops() / (2 + WARM)]
 
 

@@ -11,6 +11,7 @@ import json
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ from icssl_lib.adapt import Batch, Towers, make_accelerator, precision_here
 from icssl_lib.config import load_config
 from icssl_lib.encoders import TextTower, VisionTower
 from icssl_lib.fast import fast
+from icssl_lib.graphs import Replay, can_record
 from icssl_lib.methods import METHODS
 from icssl_lib.plan import adapt_steps, data_of, make_backbone
 from icssl_lib.scale import WholeBatch
@@ -73,34 +75,36 @@ def main() -> None:
         vision = VisionTower(make_backbone(study, "vision"), config.projection_dim, config.projection_depth)
     towers = Towers(text, vision).to(device).train()
     optimizer = torch.optim.AdamW(towers.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    tokens = {"input_ids": torch.randint(1000, 20000, (n, options.tokens), device=device)}
-    tokens["attention_mask"] = torch.ones_like(tokens["input_ids"])
-    shape = (n, study.vision.image_size, study.vision.image_size, 3)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device) if vision else None
-    batch = Batch(tokens, pixels, torch.arange(n, device=device))
+    batch = {"input_ids": torch.randint(1000, 20000, (n, options.tokens), device=device)}
+    batch |= {"attention_mask": torch.ones_like(batch["input_ids"]), "groups": torch.arange(n, device=device)}
+    if vision:
+        shape = (n, study.vision.image_size, study.vision.image_size, 3)
+        batch["images"] = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
 
-    def step(rows: int = n) -> float:
-        part = Batch(
-            {name: x[:rows] for name, x in batch.tokens.items()},
-            None if batch.images is None else batch.images[:rows],
-            batch.groups[:rows],
-        )
+    def step(images: torch.Tensor | None = None, groups: torch.Tensor | None = None, **tokens: torch.Tensor):
         whole = WholeBatch(towers, options.chunk, accelerator)
         with accelerator.autocast():
-            loss = METHODS[options.method].loss(whole, part, config)
+            loss = METHODS[options.method].loss(whole, Batch(tokens, images, groups), config)
         whole.backward(loss)
+        return loss
+
+    def learn(run: Callable[..., torch.Tensor], rows: int = n) -> float:
+        loss = run(**{name: x[:rows] for name, x in batch.items()}).item()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return loss
 
     few = min(n, 8)  # counted on few rows: under the counter gradients of chunks pile up in memory
     with FlopCounterMode(display=False) as counter, fast(towers, study.runtime.fast):  # compiled code is not counted
-        losses = [step(few)]
+        losses = [learn(step, few)]
     seconds, began = [], time.perf_counter()
-    with fast(towers, study.runtime.fast, options.compile):
+    with fast(towers, study.runtime.fast, options.compile) as packing:
+        recordable = options.chunk is None and can_record(runtime, accelerator)
+        replay = Replay(step, towers.parameters(), packing, device, recordable)
+        losses += [learn(replay) for _ in range(2 if recordable else 0)]  # the second is recorded
         while len(seconds) < options.steps or time.perf_counter() - began < options.seconds:
             started = time.perf_counter()
-            losses.append(step())
+            losses.append(learn(replay))
             synchronise(device)
             seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)

@@ -21,6 +21,9 @@ class Fake:
         return [answer / 2] if arguments.get("fast") is False else [answer]
 
 
+(PLAIN,) = bench.PLAIN
+
+
 @pytest.fixture
 def bar():
     with bench.tqdm(disable=True) as silent:
@@ -28,7 +31,8 @@ def bar():
 
 
 def work(**peers: str) -> bench.Work:
-    return bench.Work("a step", 32, "ours", {"n": 3}, {name: (call, {"n": 3}) for name, call in peers.items()})
+    sides = {name: (call, {"n": 3}) for name, call in peers.items()}
+    return bench.Work("a step", 32, "ours", {"n": 3}, sides, ways=bench.PLAIN)
 
 
 def test_a_ratio_is_of_medians_and_above_one_where_ours_is_faster(bar):
@@ -37,7 +41,7 @@ def test_a_ratio_is_of_medians_and_above_one_where_ours_is_faster(bar):
     table = pd.DataFrame(rows).set_index("peer")
     assert seconds == 0.5
     assert table.loc["theirs"].tolist() == ["a step", 64, 16, 4, 4, 4]
-    assert table.loc[bench.PLAIN, "ratio"] == 0.5  # the plain path may win, and is shown then
+    assert table.loc[PLAIN, "ratio"] == 0.5  # the plain path may win, and is shown then
     assert len(peers.calls) == 3
 
 
@@ -58,7 +62,7 @@ def test_sides_take_turns_to_be_first(bar):
 def test_a_peer_that_fails_is_named_and_left_out(bar, capsys):
     peers = Fake({"theirs": RuntimeError("theirs: No module named 'setfit'"), "others": 1.0})
     rows, _ = bench.compare(work(theirs="theirs", others="others"), 2, Fake({"ours": 1.0}), peers, bar)
-    assert [row["peer"] for row in rows] == [bench.PLAIN, "others"]
+    assert [row["peer"] for row in rows] == [PLAIN, "others"]
     assert "theirs is left out: theirs: No module named 'setfit'" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="broken"):
         bench.compare(work(others="others"), 1, Fake({"ours": RuntimeError("broken")}), peers, bar)
@@ -70,10 +74,10 @@ def test_each_work_names_functions_that_there_are():
     for bf16 in (False, True):
         found = bench.works(bf16, quick=False)
         assert len(found) >= 9
-        assert all(one.arguments.get("compile") for one in bench.gpu_works(bf16) if one.training)
+        assert all("ours, not recorded" in one.ways for one in bench.gpu_works(bf16) if one.training)
         for one in found + bench.gpu_works(bf16):
             assert callable(getattr(bench_work, one.call))
-            assert one.peers or one.arguments.get("frozen")  # which is beside our own training of both towers
+            assert one.peers or one.ways  # a frozen tower is beside our own training of both
             assert all(callable(getattr(bench_work, call)) for call, _ in one.peers.values())
         assert any("bf16" in name for one in found for name in one.peers) == bf16
 

@@ -1,0 +1,124 @@
+"""CUDA graphs: a training step is recorded once for each shape of its batch, and then replayed.
+
+A step of a text encoder is a few thousand kernels, and in batches of 32 a GPU has done each before a CPU starts another
+one. A recorded step is started at once. Its shapes are fixed, so a batch's titles are packed into a budget of
+tokens, the real ones and as much padding as fills it up; budgets and lengths are round numbers, so that few shapes come
+up. The mathematics is that of `fast`, and dropout is drawn anew in each replay.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from icssl_lib.config import RuntimeConfig
+from icssl_lib.fast import Packing
+
+LENGTHS = 8  # titles are padded to a multiple of this many tokens
+BUDGET = 256  # tokens of a batch, to a multiple of this
+
+
+def can_record(runtime: RuntimeConfig, accelerator: Accelerator) -> bool:
+    """Whether steps are recorded: on a GPU, in one process, and unless ``runtime`` says otherwise."""
+    alone = accelerator.num_processes == 1 and accelerator.scaler is None
+    return runtime.fast and runtime.cuda_graphs and accelerator.device.type == "cuda" and alone
+
+
+class Replay:
+    """A step that is run as it is when a shape comes up first, then recorded, and replayed from there on.
+
+    Args:
+        step: tensors by name, on the device, to the loss, whose gradients it adds to those of ``parameters``. Recorded,
+            it must not wait for the device, draws from torch's generator alone, and what else it reads stays as it was.
+        parameters: of the model; those that the first step gave a gradient get one from all.
+        packing: of the `fast` block that the step runs in.
+        device: of the step's tensors.
+        enabled: False runs every step as it is.
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., Tensor],
+        parameters: Iterable[nn.Parameter],
+        packing: Packing,
+        device: torch.device,
+        enabled: bool,
+    ) -> None:
+        self.step, self.parameters, self.packing, self.device = step, list(parameters), packing, device
+        self.enabled = enabled
+        self.recorded: dict[tuple, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor] | None] = {}
+        self.trained: list[nn.Parameter] = []
+        self.gradients: list[Tensor] = []  # where all graphs leave theirs
+        self.pool = None  # of memory, the same for all graphs: one runs at a time
+
+    @property
+    def lengths(self) -> int:
+        """What titles are padded to a multiple of."""
+        return LENGTHS if self.enabled else 1
+
+    def __call__(self, **inputs: Tensor) -> Tensor:
+        """The loss of a batch, detached; the parameters' gradients must be None, as ``zero_grad`` leaves them.
+
+        Args: inputs: the step's tensors, on any device; ``attention_mask`` (N, T), if there is one, on the CPU.
+        """
+        if not self.enabled:
+            return self._run(inputs)
+        mask, share = inputs.get("attention_mask"), None
+        if mask is not None:
+            share = min(1.0, BUDGET * math.ceil(int(mask.sum()) / BUDGET) / mask.numel())
+        key = share, *((name, *x.shape, x.dtype) for name, x in inputs.items())
+        self.packing.share = share
+        try:
+            if key not in self.recorded:
+                self.recorded[key] = None
+                return self._run(inputs)
+            if self.recorded[key] is None:
+                self.recorded[key] = self._record(inputs)
+        except RuntimeError as error:
+            if self.recorded[key] is not None or not _of_recording(error):
+                raise
+            why = str(error).splitlines()[0]
+            warnings.warn(f"a step cannot be recorded as a CUDA graph, so none is: {why}", stacklevel=2)
+            self.enabled = False
+            generator = torch.cuda.default_generators[self.device.index or 0] if torch.cuda.is_initialized() else None
+            if generator:  # the recording that broke off has left it waiting for the end
+                generator.graphsafe_set_state(generator.clone_state())
+            for parameter in self.parameters:
+                parameter.grad = None
+            return self._run(inputs)
+        finally:
+            self.packing.share = None
+        graph, static, loss = self.recorded[key]
+        for name, x in inputs.items():
+            static[name].copy_(x, non_blocking=True)
+        for parameter, gradient in zip(self.trained, self.gradients, strict=True):
+            parameter.grad = gradient
+        graph.replay()
+        return loss
+
+    def _run(self, inputs: dict[str, Tensor]) -> Tensor:
+        loss = self.step(**{name: x.to(self.device) for name, x in inputs.items()}).detach()
+        if self.enabled and not self.trained:
+            self.trained = [parameter for parameter in self.parameters if parameter.grad is not None]
+        return loss
+
+    def _record(self, inputs: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
+        static = {name: torch.empty_like(x, device=self.device).copy_(x) for name, x in inputs.items()}
+        if not self.gradients:
+            self.gradients = [torch.zeros_like(parameter) for parameter in self.trained]
+        for parameter, gradient in zip(self.trained, self.gradients, strict=True):
+            parameter.grad = gradient
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            torch._foreach_zero_(self.gradients)
+            loss = self.step(**static).detach()
+        return graph, static, loss
+
+
+def _of_recording(error: RuntimeError) -> bool:
+    """Whether CUDA or torch refused an operation because a graph was being recorded."""
+    return any(word in str(error).lower() for word in ("captur", "graph"))
