@@ -246,12 +246,13 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
                     batch["images"] = images[seen[own]]
                 if config.mask_duplicates:
                     batch["groups"] = groups[index]
-                loss = replay(**batch).item()
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"{method}: loss is {loss} at step {len(history)}; lower adapt.lr")
+                found = replay(**batch)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
+                loss = found.item()  # a GPU is waited for once, when all of the step has been started
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"{method}: loss is {loss} at step {len(history)}; lower adapt.lr")
                 history.append((len(history), epoch, loss, time.perf_counter() - started))
                 bar.update()
                 if checkpoint.due():

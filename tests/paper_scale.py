@@ -89,10 +89,10 @@ def main() -> None:
         return loss
 
     def learn(run: Callable[..., torch.Tensor], rows: int = n) -> float:
-        loss = run(**{name: x[:rows] for name, x in batch.items()}).item()
+        loss = run(**{name: x[:rows] for name, x in batch.items()})
         optimizer.step()
         optimizer.zero_grad()
-        return loss
+        return loss.item()
 
     few = min(n, 8)  # counted on few rows: under the counter gradients of chunks pile up in memory
     with FlopCounterMode(display=False) as counter, fast(towers, study.runtime.fast):  # compiled code is not counted
