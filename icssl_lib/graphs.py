@@ -76,19 +76,11 @@ class Replay:
                 self.recorded[key] = None
                 return self._run(inputs)
             if self.recorded[key] is None:
-                self.recorded[key] = self._record(inputs)
-        except RuntimeError as error:
-            if self.recorded[key] is not None or not _of_recording(error):
-                raise
-            why = str(error).splitlines()[0]
-            warnings.warn(f"a step cannot be recorded as a CUDA graph, so none is: {why}", stacklevel=2)
-            self.enabled = False
-            generator = torch.cuda.default_generators[self.device.index or 0] if torch.cuda.is_initialized() else None
-            if generator:  # the recording that broke off has left it waiting for the end
-                generator.graphsafe_set_state(generator.clone_state())
-            for parameter in self.parameters:
-                parameter.grad = None
-            return self._run(inputs)
+                try:
+                    self.recorded[key] = self._record(inputs)
+                except RuntimeError as error:
+                    self._give_up(error)
+                    return self._run(inputs)  # what is wrong with the step itself is said once more
         finally:
             self.packing.share = None
         graph, static, loss = self.recorded[key]
@@ -118,7 +110,15 @@ class Replay:
             loss = self.step(**static).detach()
         return graph, static, loss
 
-
-def _of_recording(error: RuntimeError) -> bool:
-    """Whether CUDA or torch refused an operation because a graph was being recorded."""
-    return any(word in str(error).lower() for word in ("captur", "graph"))
+    def _give_up(self, error: RuntimeError) -> None:
+        """From here on steps are run as they are: this one waits for the device, say, or memory is short."""
+        why = str(error).splitlines()[0]
+        warnings.warn(f"a step cannot be recorded as a CUDA graph, so none is: {why}", stacklevel=3)
+        self.enabled = False
+        self.recorded.clear()
+        self.gradients.clear()
+        for parameter in self.parameters:
+            parameter.grad = None
+        if torch.cuda.is_initialized():  # a recording that broke off leaves the generator waiting for its end
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())

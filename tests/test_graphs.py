@@ -137,23 +137,18 @@ def test_each_shape_is_run_once_then_recorded_and_replayed(monkeypatch):
     assert all(p.grad is None for p in unused)
 
 
-@pytest.mark.parametrize(("message", "goes_on"), [("operation not permitted when stream is capturing", True),
-                                                  ("out of memory", False)])  # fmt: skip
-def test_a_step_that_cannot_be_recorded_is_run_as_it_is(message, goes_on, monkeypatch):
+@pytest.mark.parametrize("message", ["operation not permitted when stream is capturing", "CUDA out of memory"])
+def test_a_step_that_cannot_be_recorded_is_run_as_it_is(message, monkeypatch):
     plain, *_ = trained("cpu", False)
 
     def refuse(*_):
         raise RuntimeError(message)
 
     monkeypatch.setattr(Replay, "_record", refuse)
-    if goes_on:
-        with pytest.warns(UserWarning, match="cannot be recorded"):
-            found, _, replay = trained("cpu", True)
-        assert found == pytest.approx(plain, rel=1e-4)
-        assert not replay.enabled
-    else:
-        with pytest.raises(RuntimeError, match=message):
-            trained("cpu", True)
+    with pytest.warns(UserWarning, match=f"cannot be recorded as a CUDA graph, so none is: {message}"):
+        found, _, replay = trained("cpu", True)
+    assert found == pytest.approx(plain, rel=1e-4)
+    assert not replay.enabled
 
 
 @gpu
