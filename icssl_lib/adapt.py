@@ -194,6 +194,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
             precision_here(study.runtime),
             study.runtime.fast,
             study.runtime.compile,
+            *([] if study.runtime.cuda_graphs else ["no graphs"]),
             catalogue.split_hash,
             fingerprint(towers),
         ),

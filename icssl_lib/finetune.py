@@ -139,7 +139,8 @@ def classify_fractions_here(
     bar = f"{catalogue.name} {method} seed {seed}"
     for fraction in tqdm(study.finetune.fractions, desc=bar, disable=not (progress and main)):
         name = f"f{round(100 * fraction):03d}"
-        path = precision_here(study.runtime), study.runtime.fast, study.runtime.compile
+        path = [precision_here(study.runtime), study.runtime.fast, study.runtime.compile]
+        path += [] if study.runtime.cuda_graphs else ["no graphs"]
         parts = (method, seed, fraction, study.text, study.finetune, *path, encoder, made, *entry.recipe)
         key = digest(*parts, catalogue.split_hash, *shown)
         finished = unfinished / f"{name}.parquet"

@@ -36,8 +36,10 @@ class Replay:
         parameters: of the model; those that the first step gave a gradient get one from all.
         packing: of the `fast` block that the step runs in.
         device: of the step's tensors.
-        enabled: False runs every step as it is.
+        enabled: False runs every step as it is, as do all after one that could not be recorded.
     """
+
+    refused = False  # in this process; torch's allocator may not stand another attempt
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class Replay:
         enabled: bool,
     ) -> None:
         self.step, self.parameters, self.packing, self.device = step, list(parameters), packing, device
-        self.enabled = enabled
+        self.enabled = enabled and not Replay.refused
         self.recorded: dict[tuple, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor] | None] = {}
         self.trained: list[nn.Parameter] = []
         self.gradients: list[Tensor] = []  # where all graphs leave theirs
@@ -72,17 +74,20 @@ class Replay:
         key = share, *((name, *x.shape, x.dtype) for name, x in inputs.items())
         self.packing.share = share
         try:
-            if key not in self.recorded:
+            seen = key in self.recorded
+            if not seen:
                 self.recorded[key] = None
                 return self._run(inputs)
             if self.recorded[key] is None:
-                try:
-                    self.recorded[key] = self._record(inputs)
-                except RuntimeError as error:
-                    self._give_up(error)
-                    return self._run(inputs)  # what is wrong with the step itself is said once more
+                self.recorded[key] = self._record(inputs)
+        except RuntimeError as error:
+            if not seen and not self.gradients:  # nothing has been recorded: it is the step itself
+                raise
+            self._give_up(error)
         finally:
             self.packing.share = None
+        if not self.enabled:  # out of the block above, where the error would keep what the step had allocated
+            return self._run(inputs)
         graph, static, loss = self.recorded[key]
         for name, x in inputs.items():
             static[name].copy_(x, non_blocking=True)
@@ -105,16 +110,16 @@ class Replay:
             parameter.grad = gradient
         self.pool = self.pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self.pool):
             torch._foreach_zero_(self.gradients)
             loss = self.step(**static).detach()
         return graph, static, loss
 
     def _give_up(self, error: RuntimeError) -> None:
-        """From here on steps are run as they are: this one waits for the device, say, or memory is short."""
-        why = str(error).splitlines()[0]
+        """From here on this process runs steps as they are: one waits for the device, say, or memory is short."""
+        why = str(error.__context__ or error).splitlines()[0]  # that it broke off hides what broke it off
         warnings.warn(f"a step cannot be recorded as a CUDA graph, so none is: {why}", stacklevel=3)
-        self.enabled = False
+        self.enabled, Replay.refused = False, True
         self.recorded.clear()
         self.gradients.clear()
         for parameter in self.parameters:

@@ -44,7 +44,7 @@ HARDWARE = {
     "t4": (65, 8.1, 16),
 }
 UTILISATION = 0.3  # share of the peak that training of transformers commonly reaches
-LEAST_STEP = 0.02  # seconds: on a GPU a step of small models is spent on launching its kernels
+LEAST_STEP = 0.02  # seconds: on a GPU a step of small models is spent on launching its kernels, unless it is recorded
 CORE = 2e10  # FLOP/s of a CPU core, where nothing was measured: for pretraining, which never uses a GPU
 PICTURE = 0.008  # seconds to decode and resize a picture, where none can be tried
 # Seconds of a job beside its steps, by the quick study's notebooks and records: its process, its kernel, reading the

@@ -1,6 +1,6 @@
 """Speed beside what users would run instead: the same work, ours and each peer's, in turns, in one run.
 
-    .venv/bin/python tests/bench.py [--rounds 3] [--only SimCSE encode] [--device cuda] [--quick] [--out figures/bench]
+    .venv/bin/python tests/bench.py [--rounds 3] [--only SimCSE] [--device cuda] [--quick] [--out figures/bench]
 
 Ours runs in a process with a study's environment, peers in one with the user's own. In each round every side does the
 work once, in an order that turns; medians over all rounds are compared. Writes bench.csv (one row per pair; ratio above

@@ -14,6 +14,12 @@ from icssl_lib.fast import Packing, fast, packed
 from icssl_lib.graphs import Replay
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+recorded = pytest.mark.filterwarnings("error:a step cannot be recorded")
+
+
+@pytest.fixture(autouse=True)
+def not_refused(monkeypatch):
+    monkeypatch.setattr(Replay, "refused", False)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -149,6 +155,38 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(message, monkeypatch):
         found, _, replay = trained("cpu", True)
     assert found == pytest.approx(plain, rel=1e-4)
     assert not replay.enabled
+    assert not trained("cpu", True, steps=1)[2].enabled
+
+
+def test_a_new_shape_that_finds_no_memory_beside_the_graphs_is_run_without_them(monkeypatch):
+    monkeypatch.setattr(Replay, "_record", record)
+    weight, full = nn.Parameter(torch.ones(2)), []
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 4 and replay.recorded:
+            full.append(1)
+            raise RuntimeError("CUDA out of memory")
+        loss = weight.sum() * x.sum()
+        loss.backward()
+        return loss
+
+    replay = Replay(step, [weight], Packing(), torch.device("cpu"), True)
+    for n in (3, 3, 3):
+        weight.grad = None
+        assert replay(x=torch.ones(n)).item() == 6
+    weight.grad = None
+    with pytest.warns(UserWarning, match="out of memory"):
+        assert replay(x=torch.ones(4)).item() == 8
+    assert weight.grad.tolist() == [4, 4]
+    assert full == [1]
+
+
+def test_an_error_of_the_step_itself_is_raised():
+    def step(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        Replay(step, [], Packing(), torch.device("cpu"), True)(x=torch.ones(1))
 
 
 @gpu
@@ -159,6 +197,52 @@ def test_replayed_steps_learn_what_steps_that_are_run_learn():
     assert all(replay.recorded.values())
     assert found == pytest.approx(plain, rel=1e-3)
     torch.testing.assert_close(weights, of_plain, atol=1e-3, rtol=1e-2)
+
+
+@gpu
+def test_each_replay_draws_its_own_dropout():
+    weight, seen = nn.Parameter(torch.ones(1000, device="cuda")), []
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        loss = nn.functional.dropout(weight * x, 0.5).sum()
+        loss.backward()
+        return loss
+
+    replay = Replay(step, [weight], Packing(), torch.device("cuda"), True)
+    for _ in range(4):
+        weight.grad = None
+        replay(x=torch.ones(()))
+        seen.append(tuple(weight.grad.tolist()))
+    assert replay.enabled
+    assert all(replay.recorded.values())
+    assert len(set(seen)) == 4
+    assert all(400 < sum(g > 0 for g in row) < 600 for row in seen)
+
+
+@gpu
+@recorded
+@pytest.mark.parametrize("method", ["simcse", "convirt"])
+def test_adaptation_on_a_gpu_is_the_same_recorded_and_run(method, tmp_path):
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    text, vision = toys.save_text(tmp_path / "text", **still), toys.save_vision(tmp_path / "vision")
+    catalogue, histories = toys.catalogue(tmp_path), []
+    for graphs in (False, True):
+        study = toys.study(text, vision, runtime={"device": "cuda", "cuda_graphs": graphs}, adapt={"epochs": 4})
+        histories.append(adapt.adapt(method, catalogue, study, 0, tmp_path).history.loss)
+    (plain, recorded) = histories
+    assert len(plain) == len(recorded)
+    assert recorded.to_numpy() == pytest.approx(plain.to_numpy(), rel=1e-2, abs=1e-2)
+
+
+@gpu
+@recorded
+def test_fine_tuning_on_a_gpu_is_as_good_recorded(tmp_path):
+    text, found = toys.save_text(tmp_path / "text"), []
+    catalogue = toys.catalogue(tmp_path)
+    for graphs in (False, True):
+        study = toys.study(text, text, runtime={"device": "cuda", "cuda_graphs": graphs}, finetune={"epochs": 30})
+        found.append(finetune.classify("origin", str(text), catalogue, study, 1.0, 0).dev_accuracy)
+    assert min(found) > 0.4  # of four classes; half of the titles tell theirs
 
 
 @gpu
@@ -180,45 +264,4 @@ def test_a_wait_in_a_step_turns_recording_off():
         assert weight.grad.tolist() == [2, 2, 2]
         assert len([w for w in caught if "cannot be recorded" in str(w.message)]) == i
     assert not replay.enabled
-
-
-@gpu
-def test_each_replay_draws_its_own_dropout():
-    weight, seen = nn.Parameter(torch.ones(1000, device="cuda")), []
-
-    def step(x: torch.Tensor) -> torch.Tensor:
-        loss = nn.functional.dropout(weight * x, 0.5).sum()
-        loss.backward()
-        return loss
-
-    replay = Replay(step, [weight], Packing(), torch.device("cuda"), True)
-    for _ in range(4):
-        weight.grad = None
-        replay(x=torch.ones(()))
-        seen.append(tuple(weight.grad.tolist()))
-    assert len(set(seen)) == 4
-    assert all(400 < sum(g > 0 for g in row) < 600 for row in seen)
-
-
-@gpu
-@pytest.mark.parametrize("method", ["simcse", "convirt"])
-def test_adaptation_on_a_gpu_is_the_same_recorded_and_run(method, tmp_path):
-    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    text, vision = toys.save_text(tmp_path / "text", **still), toys.save_vision(tmp_path / "vision")
-    catalogue, histories = toys.catalogue(tmp_path), []
-    for graphs in (False, True):
-        study = toys.study(text, vision, runtime={"device": "cuda", "cuda_graphs": graphs}, adapt={"epochs": 4})
-        histories.append(adapt.adapt(method, catalogue, study, 0, tmp_path).history.loss)
-    (plain, recorded) = histories
-    assert len(plain) == len(recorded)
-    assert recorded.to_numpy() == pytest.approx(plain.to_numpy(), rel=1e-2, abs=1e-2)
-
-
-@gpu
-def test_fine_tuning_on_a_gpu_is_as_good_recorded(tmp_path):
-    text, found = toys.save_text(tmp_path / "text"), []
-    catalogue = toys.catalogue(tmp_path)
-    for graphs in (False, True):
-        study = toys.study(text, text, runtime={"device": "cuda", "cuda_graphs": graphs}, finetune={"epochs": 30})
-        found.append(finetune.classify("origin", str(text), catalogue, study, 1.0, 0).dev_accuracy)
-    assert min(found) > 0.4  # of four classes; half of the titles tell theirs
+    assert not Replay(step, [weight], Packing(), torch.device("cuda"), True).enabled  # nor later in this process
