@@ -133,7 +133,10 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    about = {"cpu": cpu, "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()}
+    instructions = torch.backends.cpu.get_cpu_capability()
+    if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
+        instructions += ", AMX"
+    about = {"cpu": cpu, "instructions": instructions, "cores": os.cpu_count()}
     return about | {"device": device, "system": platform.platform(), **versions}
 
 
