@@ -45,7 +45,8 @@ SIZES = {
     "title length (tokens)": [4, 8, 16, 32, 64],
 }
 # Similarity within a batch and attention within a title are quadratic by nature, and here a small part.
-ALLOWED = {"products": 1.15, "classes": 1.15, "batch size (titles)": 1.5, "title length (tokens)": 1.5}
+# Work that is linear in products leaves a CPU's caches on the way up, which adds to the slope; n^1.5 is still refused.
+ALLOWED = {"products": 1.25, "classes": 1.15, "batch size (titles)": 1.5, "title length (tokens)": 1.5}
 CLASSES = 953  # where products are counted; the paper's largest catalogue has about as many
 BERT = {"vocab_size": 3000, "num_hidden_layers": 2, "num_attention_heads": 4}
 Act = Callable[[], object]  # a function that returns one prepares a size; the act is measured
