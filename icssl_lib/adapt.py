@@ -38,7 +38,7 @@ from icssl_lib.encoders import (
     tokenize,
 )
 from icssl_lib.fast import fast
-from icssl_lib.graphs import Replay, can_record
+from icssl_lib.graphs import Replay, can_capture
 from icssl_lib.images import written_whole
 from icssl_lib.methods import entry_of
 from icssl_lib.runs import digest, piece
@@ -93,6 +93,12 @@ def precision_here(runtime: RuntimeConfig) -> str:
                 "a hundred times as long; use auto, which is bf16 where it pays, or no"
             )
     return "bf16" if able or runtime.precision == "bf16" else "no"
+
+
+def path_here(runtime: RuntimeConfig) -> list[str | bool]:
+    """What of ``runtime`` decides how a step is computed: part of the key of a training's state."""
+    graphs = [] if runtime.cuda_graphs else ["no graphs"]  # so that keys from before there were any stay
+    return [precision_here(runtime), runtime.fast, runtime.compile, *graphs]
 
 
 def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
@@ -191,10 +197,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
             study.adapt,
             study.text,
             study.vision,
-            precision_here(study.runtime),
-            study.runtime.fast,
-            study.runtime.compile,
-            *([] if study.runtime.cuda_graphs else ["no graphs"]),
+            *path_here(study.runtime),
             catalogue.split_hash,
             fingerprint(towers),
         ),
@@ -203,7 +206,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         optimizer=optimizer,
         schedule=schedule,
     )
-    recordable = config.chunk_size is None and not entry.words and can_record(study.runtime, accelerator)
+    capturable = config.chunk_size is None and not entry.words and can_capture(study.runtime, accelerator)
 
     def step(images: Tensor | None = None, groups: Tensor | None = None, **tokens: Tensor) -> Tensor:
         whole = WholeBatch(towers, config.chunk_size, accelerator)
@@ -213,7 +216,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         return loss
 
     with fast(towers, study.runtime.fast, study.runtime.compile) as packing:
-        replay = Replay(step, towers.parameters(), packing, accelerator.device, recordable)
+        replay = Replay(step, towers.parameters(), packing, accelerator.device, capturable)
         images = ImageSource(catalogue, towers.vision, accelerator) if towers.vision else None
         before = measure(towers, tokenizer, catalogue, study, images, accelerator)
 
@@ -242,7 +245,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
                     bar.update()
                     continue
                 own = local_rows(index, accelerator)
-                batch = take(tokens, own, "cpu", replay.lengths)
+                batch = take(tokens, own, "cpu", replay.pad_to_multiple_of)
                 if images:
                     batch["images"] = images[seen[own]]
                 if config.mask_duplicates:

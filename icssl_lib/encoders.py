@@ -235,11 +235,16 @@ def tokenize(tokenizer, titles: list[str], max_tokens: int) -> dict[str, Tensor]
     return dict(tokenizer(titles, **options, return_token_type_ids=False))
 
 
-def take(tokens: dict[str, Tensor], index: Tensor, device: torch.device | str, lengths: int = 1) -> dict[str, Tensor]:
-    """Rows ``index`` of (N, T) tokens padded on the right, on ``device``; cut to the longest among them, or to the next
-    multiple of ``lengths`` that there is."""
+def take(
+    tokens: dict[str, Tensor], index: Tensor, device: torch.device | str, pad_to_multiple_of: int = 1
+) -> dict[str, Tensor]:
+    """Rows ``index`` (n,) of (N, T) tokens padded on the right: (n, t) each, on ``device``.
+
+    t is the longest among them, brought up to the next multiple of ``pad_to_multiple_of``; at most T.
+    """
     longest = int(tokens["attention_mask"][index].sum(dim=1).max())
-    return {name: rows[index, : -(-longest // lengths) * lengths].to(device) for name, rows in tokens.items()}
+    length = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
+    return {name: rows[index, :length].to(device) for name, rows in tokens.items()}
 
 
 @torch.inference_mode()

@@ -338,8 +338,7 @@ def buckets_of(mask: Tensor, most: int) -> tuple[list[Bucket], Tensor]:
     """
     length = mask.shape[1]
     if most < 2:
-        real = mask.flatten().nonzero().squeeze(1)  # (tokens,)
-        return [Bucket(mask[:, None, None], real, torch.arange(len(mask), device=mask.device))], real
+        return _one_bucket(mask, mask.flatten().nonzero().squeeze(1))
     ends = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=1)  # (N,): after each row's last token
     buckets, places = [], []
     for rows in ends.argsort().chunk(most):
@@ -352,11 +351,17 @@ def buckets_of(mask: Tensor, most: int) -> tuple[list[Bucket], Tensor]:
 
 
 def packed(mask: Tensor, share: float) -> tuple[list[Bucket], Tensor]:
-    """As `buckets_of` with one bucket, without a wait: ``share`` of all places, which no real token may be beyond.
+    """As `buckets_of` with one bucket, without a wait: a number of places that is known beforehand, real tokens first.
 
     Padding among them is computed and seen by nobody: the mask keeps it out of attention.
+
+    Args: mask: bool (N, T). share: in (0, 1], of its places; at least that of the real tokens, or some are lost.
     """
-    places = (~mask).flatten().byte().argsort(stable=True)[: round(share * mask.numel())]
+    return _one_bucket(mask, (~mask).flatten().byte().argsort(stable=True)[: round(share * mask.numel())])
+
+
+def _one_bucket(mask: Tensor, places: Tensor) -> tuple[list[Bucket], Tensor]:
+    """All rows of mask (N, T) with the tokens at ``places`` (tokens,) of the flattened rows."""
     return [Bucket(mask[:, None, None], places, torch.arange(len(mask), device=mask.device))], places
 
 

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, kl_div, normalize, one_hot
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
 
-from icssl_lib.adapt import make_accelerator, precision_here, text_model, vision_model
+from icssl_lib.adapt import make_accelerator, path_here, text_model, vision_model
 from icssl_lib.catalogue import Catalogue, head_tail, train_subset
 from icssl_lib.config import Study, VisionConfig
 from icssl_lib.encoders import (
@@ -37,7 +37,7 @@ from icssl_lib.encoders import (
     tokenize,
 )
 from icssl_lib.fast import fast
-from icssl_lib.graphs import Replay, can_record
+from icssl_lib.graphs import Replay, can_capture
 from icssl_lib.images import ImageStore, written_whole
 from icssl_lib.lexical import Lexical, geometric_mean
 from icssl_lib.methods import adapted_by, entry_of
@@ -139,9 +139,8 @@ def classify_fractions_here(
     bar = f"{catalogue.name} {method} seed {seed}"
     for fraction in tqdm(study.finetune.fractions, desc=bar, disable=not (progress and main)):
         name = f"f{round(100 * fraction):03d}"
-        path = [precision_here(study.runtime), study.runtime.fast, study.runtime.compile]
-        path += [] if study.runtime.cuda_graphs else ["no graphs"]
-        parts = (method, seed, fraction, study.text, study.finetune, *path, encoder, made, *entry.recipe)
+        settings = study.text, study.finetune, *path_here(study.runtime)
+        parts = (method, seed, fraction, *settings, encoder, made, *entry.recipe)
         key = digest(*parts, catalogue.split_hash, *shown)
         finished = unfinished / f"{name}.parquet"
         if finished.is_file() and (table := pd.read_parquet(finished)).attrs["key"] == key:
@@ -376,8 +375,8 @@ def _finetune(
         return loss
 
     with fast(model, study.runtime.fast, study.runtime.compile) as packing:
-        recordable = still and can_record(study.runtime, accelerator)
-        replay = Replay(step, model.parameters(), packing, device, recordable)
+        capturable = still and can_capture(study.runtime, accelerator)
+        replay = Replay(step, model.parameters(), packing, device, capturable)
         for epoch in range(at["epoch"], epochs):
             model.train()
             if epoch >= first:
@@ -387,7 +386,7 @@ def _finetune(
             for position, index in batches_left(at, epoch, generator, shuffled):
                 own = local_rows(index, accelerator)
                 rows = own if len(own) else index[:1]  # a process without a row goes along, at weight 0
-                batch = batch_of(tokens, shown, rows, "cpu", replay.lengths)
+                batch = batch_of(tokens, shown, rows, "cpu", replay.pad_to_multiple_of)
                 loss = replay(target=target[rows], weight=torch.tensor(len(own) / len(index)), **batch)
                 sum_gradients(model.parameters(), accelerator)
                 optimizer.step()
@@ -479,10 +478,10 @@ def batch_of(
     pictures: Pictures | None,
     index: Tensor,
     device: torch.device | str,
-    lengths: int = 1,
+    pad_to_multiple_of: int = 1,
 ) -> dict[str, Tensor]:
     """What a classifier is called with for the products at ``index`` (N,): tokens, as of `take`, pictures, or both."""
-    return (take(tokens, index, device, lengths) if tokens else {}) | (pictures[index] if pictures else {})
+    return (take(tokens, index, device, pad_to_multiple_of) if tokens else {}) | (pictures[index] if pictures else {})
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""CUDA graphs: a training step is recorded once for each shape of its batch, and then replayed.
+"""CUDA graphs: a training step is recorded (captured) once for each shape of its batch, and then replayed.
 
 A step of a text encoder is a few thousand kernels, and in batches of 32 a GPU has done each before a CPU starts another
 one. A recorded step is started at once. Its shapes are fixed, so a batch's titles are packed into a budget of
@@ -21,7 +21,7 @@ LENGTHS = 8  # titles are padded to a multiple of this many tokens
 BUDGET = 256  # tokens of a batch, to a multiple of this
 
 
-def can_record(runtime: RuntimeConfig, accelerator: Accelerator) -> bool:
+def can_capture(runtime: RuntimeConfig, accelerator: Accelerator) -> bool:
     """Whether steps are recorded: on a GPU, in one process, and unless ``runtime`` says otherwise."""
     alone = accelerator.num_processes == 1 and accelerator.scaler is None
     return runtime.fast and runtime.cuda_graphs and accelerator.device.type == "cuda" and alone
@@ -51,13 +51,13 @@ class Replay:
     ) -> None:
         self.step, self.parameters, self.packing, self.device = step, list(parameters), packing, device
         self.enabled = enabled and not Replay.refused
-        self.recorded: dict[tuple, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor] | None] = {}
+        self.captured: dict[tuple, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor] | None] = {}
         self.trained: list[nn.Parameter] = []
         self.gradients: list[Tensor] = []  # where all graphs leave theirs
         self.pool = None  # of memory, the same for all graphs: one runs at a time
 
     @property
-    def lengths(self) -> int:
+    def pad_to_multiple_of(self) -> int:
         """What titles are padded to a multiple of."""
         return LENGTHS if self.enabled else 1
 
@@ -65,6 +65,8 @@ class Replay:
         """The loss of a batch, detached; the parameters' gradients must be None, as ``zero_grad`` leaves them.
 
         Args: inputs: the step's tensors, on any device; ``attention_mask`` (N, T), if there is one, on the CPU.
+        Returns: scalar on the device; a replay overwrites it in the next step of this shape.
+        Raises: RuntimeError: the step's own.
         """
         if not self.enabled:
             return self._run(inputs)
@@ -74,12 +76,12 @@ class Replay:
         key = share, *((name, *x.shape, x.dtype) for name, x in inputs.items())
         self.packing.share = share
         try:
-            seen = key in self.recorded
+            seen = key in self.captured
             if not seen:
-                self.recorded[key] = None
+                self.captured[key] = None
                 return self._run(inputs)
-            if self.recorded[key] is None:
-                self.recorded[key] = self._record(inputs)
+            if self.captured[key] is None:
+                self.captured[key] = self._capture(inputs)
         except RuntimeError as error:
             if not seen and not self.gradients:  # nothing has been recorded: it is the step itself
                 raise
@@ -88,7 +90,7 @@ class Replay:
             self.packing.share = None
         if not self.enabled:  # out of the block above, where the error would keep what the step had allocated
             return self._run(inputs)
-        graph, static, loss = self.recorded[key]
+        graph, static, loss = self.captured[key]
         for name, x in inputs.items():
             static[name].copy_(x, non_blocking=True)
         for parameter, gradient in zip(self.trained, self.gradients, strict=True):
@@ -102,7 +104,7 @@ class Replay:
             self.trained = [parameter for parameter in self.parameters if parameter.grad is not None]
         return loss
 
-    def _record(self, inputs: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
+    def _capture(self, inputs: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
         static = {name: torch.empty_like(x, device=self.device).copy_(x) for name, x in inputs.items()}
         if not self.gradients:
             self.gradients = [torch.zeros_like(parameter) for parameter in self.trained]
@@ -120,7 +122,7 @@ class Replay:
         why = str(error.__context__ or error).splitlines()[0]  # that it broke off hides what broke it off
         warnings.warn(f"a step cannot be recorded as a CUDA graph, so none is: {why}", stacklevel=3)
         self.enabled, Replay.refused = False, True
-        self.recorded.clear()
+        self.captured.clear()
         self.gradients.clear()
         for parameter in self.parameters:
             parameter.grad = None

@@ -22,7 +22,7 @@ from icssl_lib.adapt import Batch, Towers, make_accelerator, precision_here
 from icssl_lib.config import load_config
 from icssl_lib.encoders import TextTower, VisionTower
 from icssl_lib.fast import fast
-from icssl_lib.graphs import Replay, can_record
+from icssl_lib.graphs import Replay, can_capture
 from icssl_lib.methods import METHODS
 from icssl_lib.plan import adapt_steps, data_of, make_backbone
 from icssl_lib.scale import WholeBatch
@@ -102,9 +102,9 @@ def main() -> None:
         losses = [learn(counted, few)]
     seconds, began = [], time.perf_counter()
     with fast(towers, study.runtime.fast, options.compile) as packing:
-        recordable = options.chunk is None and can_record(runtime, accelerator)
-        replay = Replay(step, towers.parameters(), packing, device, recordable)
-        losses += [learn(replay) for _ in range(2 if recordable else 0)]  # the second is recorded
+        capturable = options.chunk is None and can_capture(runtime, accelerator)
+        replay = Replay(step, towers.parameters(), packing, device, capturable)
+        losses += [learn(replay) for _ in range(2 if capturable else 0)]  # the second is recorded
         while len(seconds) < options.steps or time.perf_counter() - began < options.seconds:
             started = time.perf_counter()
             losses.append(learn(replay))

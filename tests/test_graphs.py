@@ -119,7 +119,7 @@ def trained(device: str, enabled: bool, steps: int = 14) -> tuple[list[float], l
         replay, found = Replay(step, tower.parameters(), packing, torch.device(device), enabled), []
         for i in range(steps):
             tokens = titles(several[i % 3], seed=i)
-            tokens = take(tokens, torch.arange(4), "cpu", replay.lengths)
+            tokens = take(tokens, torch.arange(4), "cpu", replay.pad_to_multiple_of)
             found.append(replay(weight=torch.tensor(i / 7), **tokens).item())
             optimizer.step()
             optimizer.zero_grad()
@@ -131,12 +131,12 @@ def test_each_shape_is_run_once_then_recorded_and_replayed(monkeypatch):
     plain, of_plain, _ = trained("cpu", False)
     calls = []
     monkeypatch.setattr(
-        Replay, "_record", lambda self, inputs: calls.append(self.packing.share) or record(self, inputs)
+        Replay, "_capture", lambda self, inputs: calls.append(self.packing.share) or record(self, inputs)
     )
     found, weights, replay = trained("cpu", True)
     assert found == pytest.approx(plain, rel=1e-4)
     torch.testing.assert_close(weights, of_plain, atol=1e-4, rtol=1e-3)
-    assert len(replay.recorded) == 3
+    assert len(replay.captured) == 3
     assert sorted(calls) == [32 / 56, 16 / 24, 1.0]  # 27 and 16 tokens in round numbers; 53 are nearly all
     unused = [p for p in replay.parameters if p not in set(replay.trained)]
     assert len(unused) == 2  # the pooler's
@@ -150,7 +150,7 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(message, monkeypatch):
     def refuse(*_):
         raise RuntimeError(message)
 
-    monkeypatch.setattr(Replay, "_record", refuse)
+    monkeypatch.setattr(Replay, "_capture", refuse)
     with pytest.warns(UserWarning, match=f"cannot be recorded as a CUDA graph, so none is: {message}"):
         found, _, replay = trained("cpu", True)
     assert found == pytest.approx(plain, rel=1e-4)
@@ -159,11 +159,11 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(message, monkeypatch):
 
 
 def test_a_new_shape_that_finds_no_memory_beside_the_graphs_is_run_without_them(monkeypatch):
-    monkeypatch.setattr(Replay, "_record", record)
+    monkeypatch.setattr(Replay, "_capture", record)
     weight, full = nn.Parameter(torch.ones(2)), []
 
     def step(x: torch.Tensor) -> torch.Tensor:
-        if len(x) == 4 and replay.recorded:
+        if len(x) == 4 and replay.captured:
             full.append(1)
             raise RuntimeError("CUDA out of memory")
         loss = weight.sum() * x.sum()
@@ -194,7 +194,7 @@ def test_replayed_steps_learn_what_steps_that_are_run_learn():
     plain, of_plain, _ = trained("cuda", False)
     found, weights, replay = trained("cuda", True)
     assert replay.enabled
-    assert all(replay.recorded.values())
+    assert all(replay.captured.values())
     assert found == pytest.approx(plain, rel=1e-3)
     torch.testing.assert_close(weights, of_plain, atol=1e-3, rtol=1e-2)
 
@@ -214,7 +214,7 @@ def test_each_replay_draws_its_own_dropout():
         replay(x=torch.ones(()))
         seen.append(tuple(weight.grad.tolist()))
     assert replay.enabled
-    assert all(replay.recorded.values())
+    assert all(replay.captured.values())
     assert len(set(seen)) == 4
     assert all(400 < sum(g > 0 for g in row) < 600 for row in seen)
 
