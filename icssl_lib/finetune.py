@@ -28,6 +28,7 @@ from icssl_lib.encoders import (
     ModelError,
     TextTower,
     VisionTower,
+    by_length,
     embed_titles,
     load_text,
     load_vision,
@@ -36,7 +37,7 @@ from icssl_lib.encoders import (
     take,
     tokenize,
 )
-from icssl_lib.fast import fast
+from icssl_lib.fast import fast, narrowed
 from icssl_lib.graphs import Replay, can_capture
 from icssl_lib.images import ImageStore, written_whole
 from icssl_lib.lexical import Lexical, geometric_mean
@@ -488,20 +489,19 @@ def batch_of(
 def predict(
     model: nn.Module, tokenizer, titles: list[str], study: Study, accelerator, pictures: Pictures | None = None
 ) -> np.ndarray:
-    """Class probabilities of titles in their order: float64 (N, C). Long and short titles go in batches of their
-    own, so that little is padded. Without a tokenizer pictures alone are read."""
+    """Class probabilities of titles in their order: float64 (N, C). Titles of like length share a batch, so that little
+    is padded. Without a tokenizer pictures alone are read."""
     model.eval()
-    tokens, order = None, torch.arange(len(titles))
+    tokens, batches = None, torch.arange(len(titles)).split(128)
     if tokenizer is not None:
         tokens = tokenize(tokenizer, titles, study.text.max_tokens)
-        order = tokens["attention_mask"].sum(dim=1).argsort(stable=True)
-    with accelerator.autocast():
+        batches = by_length(tokens["attention_mask"], 128)
+    narrow = study.runtime.fast and pictures is None and accelerator.mixed_precision == "bf16"
+    with narrowed(model) if narrow else accelerator.autocast():
         rows = [
-            logits(model, batch_of(tokens, pictures, i, accelerator.device)).float().softmax(-1).cpu()
-            for i in order.split(128)
+            logits(model, batch_of(tokens, pictures, i, accelerator.device)).float().softmax(-1).cpu() for i in batches
         ]
-    probability = torch.cat(rows)
-    return probability[order.argsort()].double().numpy()
+    return torch.cat(rows)[torch.cat(batches).argsort()].double().numpy()
 
 
 def _accuracy(probability: np.ndarray, products: pd.DataFrame, labels: list[str]) -> float:
@@ -517,7 +517,8 @@ def _knn(encoder: str, train: pd.DataFrame, catalogue: Catalogue, study: Study) 
     backbone.to(make_accelerator(study.runtime).device)
 
     def embed(products: pd.DataFrame) -> Tensor:
-        return embed_titles(backbone, tokenizer, list(products.title), study.text)
+        with fast(backbone, study.runtime.fast):
+            return embed_titles(backbone, tokenizer, list(products.title), study.text)
 
     known, label = embed(train), torch.tensor(pd.Index(catalogue.labels).get_indexer(train.label))
     k, classes = study.finetune.neighbours, len(catalogue.labels)

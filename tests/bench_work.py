@@ -208,8 +208,9 @@ def ours_embed(shape: str, n: int, **options: Any) -> list[float]:
     settings = study(shape, **options)
     accelerator = adapt.make_accelerator(settings.runtime)
     backbone, tokenizer = load_text(str(text_folder(shape)))
+    backbone.to(accelerator.device, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
     asked = list(titles().title[:n])
-    with accelerator.autocast():
+    with fast(backbone):
         embed_titles(backbone, tokenizer, asked[:64], settings.text)
         return whole(lambda: embed_titles(backbone, tokenizer, asked, settings.text))
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from icssl_lib import adapt, finetune
 from icssl_lib.encoders import MaskedWords, TextTower, take
-from icssl_lib.fast import attend_first, buckets_of, can_unpad, dropout, fast, reads_first
+from icssl_lib.fast import attend_first, buckets_of, can_unpad, dropout, fast, narrowed, reads_first
 from icssl_lib.finetune import MeanPooledClassifier
 
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
@@ -52,10 +52,11 @@ def without_dropout(config):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("lengths", [[14, 3, 9, 1, 14], [9, 14, 14, 14, 14], [14, 14, 14, 14, 14]])
 @pytest.mark.parametrize("most", [1, 2, 4])
-def test_values_and_gradients_are_those_of_the_plain_path(name, most, monkeypatch):
+def test_values_and_gradients_are_those_of_the_plain_path(name, lengths, most, monkeypatch):
     monkeypatch.setattr("icssl_lib.fast.BUCKET_WEIGHTS", 5 * 2 * 14 * 14 // most)
-    model, tokens = without_dropout(ENCODERS[name]), titles([14, 3, 9, 1, 14])
+    model, tokens = without_dropout(ENCODERS[name]), titles(lengths)
     assert can_unpad(model)
     real = tokens["attention_mask"].bool()
     weights = torch.randn(5, 14, 32)
@@ -305,6 +306,59 @@ def test_buckets_hold_each_token_once_and_pad_less(lengths, most):
         laid += [row[real].tolist() for row, real in zip(rows, bucket.mask[:, 0, 0], strict=True)]
     whole = [torch.arange(mask.numel()).view(mask.shape)[i][mask[i]].tolist() for i in range(len(mask))]
     assert sorted(laid) == sorted(whole)  # each row is whole, and in its order
+
+
+def test_rows_of_one_length_are_neither_gathered_nor_masked(monkeypatch):
+    model, tokens, masked = without_dropout(ENCODERS["bert"]).eval(), titles([9] * 4), []
+    monkeypatch.setattr(torch.Tensor, "masked_fill_", lambda *_: masked.append(1))
+    monkeypatch.setattr(torch.Tensor, "index_select", lambda *_: masked.append(1))
+    with torch.inference_mode(), fast(model):
+        model(**tokens)
+    assert not masked
+    (bucket,), _ = buckets_of(tokens["attention_mask"].bool(), 1)
+    assert bucket.full
+    (bucket,), _ = buckets_of(titles([9, 8])["attention_mask"].bool(), 1)
+    assert not bucket.full
+
+
+def test_narrowed_weights_are_bf16_and_come_back_bit_for_bit():
+    model = without_dropout(ENCODERS["bert"]).eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    parameters = list(map(id, model.parameters()))
+    with torch.inference_mode():
+        plain = model(**titles([5, 9])).last_hidden_state
+        with narrowed(model):
+            found = model(**titles([5, 9])).last_hidden_state
+        with pytest.raises(IndexError), narrowed(model):
+            model(torch.tensor([[90]]))  # a token that it does not know
+    assert found.dtype == torch.bfloat16
+    real = titles([5, 9])["attention_mask"].bool()
+    torch.testing.assert_close(found.float()[real], plain[real], atol=0.05, rtol=0.05)
+    assert list(map(id, model.parameters())) == parameters  # those that an optimiser knows
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("runtime", "narrow"), [({"fast": True}, True), ({"fast": False}, False)])
+def test_titles_are_classified_in_bf16_where_that_is_asked(runtime, narrow, tiny_text, tiny_vision, monkeypatch):
+    study = toys.study(tiny_text, tiny_vision, runtime={"device": "cpu", "precision": "no"} | runtime)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(copy.deepcopy(ENCODERS["bert"])).eval()
+    dtypes = []
+    model.classifier.register_forward_pre_hook(lambda _, inputs: dtypes.append(model.classifier.weight.dtype))
+    tokens = titles([5, 5, 9, 2])
+    monkeypatch.setattr(finetune, "tokenize", lambda *_: tokens)
+
+    class InBf16:
+        mixed_precision, device = "bf16", torch.device("cpu")
+
+        def autocast(self):
+            return torch.autocast("cpu", torch.bfloat16)
+
+    found = finetune.predict(model, object(), ["a"] * 4, study, InBf16())
+    assert set(dtypes) == {torch.bfloat16 if narrow else torch.float32}
+    with torch.inference_mode():
+        expected = model(**tokens).logits.softmax(-1)
+    torch.testing.assert_close(torch.from_numpy(found).float(), expected, atol=0.02, rtol=0.02)
 
 
 def test_linear_layers_see_real_tokens_only():
