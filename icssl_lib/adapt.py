@@ -37,7 +37,7 @@ from icssl_lib.encoders import (
     take,
     tokenize,
 )
-from icssl_lib.fast import fast
+from icssl_lib.fast import fast, rows_stay, trimmed
 from icssl_lib.graphs import Replay, can_capture
 from icssl_lib.images import written_whole
 from icssl_lib.methods import entry_of
@@ -176,36 +176,14 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         make_vision(study, out) if entry.pictures != "none" else None,
         load_words(text_model(study, out), backbone, tokenizer) if entry.words else None,
     ).to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        [p for p in towers.parameters() if p.requires_grad],
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
     batch_size = min(config.batch_size, len(pairs)) // accelerator.num_processes * accelerator.num_processes
     if batch_size < 2:
         raise ValueError(f"{catalogue.name}: {len(pairs)} pairs are too few for {accelerator.num_processes} processes")
     steps = config.epochs * (len(pairs) // batch_size)
-    schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
-    optimizer = accelerator.prepare(optimizer)
-    checkpoint = Checkpoint(
-        piece(out, "checkpoints", catalogue.name, method, seed).with_suffix(".pt"),
-        study.runtime.checkpoint_minutes,
-        digest(
-            method,
-            seed,
-            study.adapt,
-            study.text,
-            study.vision,
-            *path_here(study.runtime),
-            catalogue.split_hash,
-            fingerprint(towers),
-        ),
-        accelerator,
-        towers=towers,
-        optimizer=optimizer,
-        schedule=schedule,
-    )
+    tokens = tokenize(tokenizer, list(pairs.title), study.text.max_tokens)
+    asked = tokenize(tokenizer, list(catalogue.part("dev").title), study.text.max_tokens)  # by `measure`
+    trim = study.runtime.fast and not entry.words and rows_stay(config.lr, config.weight_decay)
+    fewer_words = trimmed(backbone, tokens["input_ids"], asked["input_ids"], enabled=trim)
     capturable = config.chunk_size is None and not entry.words and can_capture(study.runtime, accelerator)
 
     def step(images: Tensor | None = None, groups: Tensor | None = None, **tokens: Tensor) -> Tensor:
@@ -215,7 +193,33 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         whole.backward(loss)
         return loss
 
-    with fast(towers, study.runtime.fast, study.runtime.compile) as packing:
+    with fewer_words, fast(towers, study.runtime.fast, study.runtime.compile) as packing:
+        optimizer = torch.optim.AdamW(
+            [p for p in towers.parameters() if p.requires_grad],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
+        optimizer = accelerator.prepare(optimizer)
+        checkpoint = Checkpoint(
+            piece(out, "checkpoints", catalogue.name, method, seed).with_suffix(".pt"),
+            study.runtime.checkpoint_minutes,
+            digest(
+                method,
+                seed,
+                study.adapt,
+                study.text,
+                study.vision,
+                *path_here(study.runtime),
+                catalogue.split_hash,
+                fingerprint(towers),
+            ),
+            accelerator,
+            towers=towers,
+            optimizer=optimizer,
+            schedule=schedule,
+        )
         replay = Replay(step, towers.parameters(), packing, accelerator.device, capturable)
         images = ImageSource(catalogue, towers.vision, accelerator) if towers.vision else None
         before = measure(towers, tokenizer, catalogue, study, images, accelerator)
@@ -223,7 +227,6 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
         generator = torch.Generator().manual_seed(seed)
         if accelerator.process_index:
             torch.manual_seed(seed + 1000 * accelerator.process_index)  # rows elsewhere have a dropout of their own
-        tokens = tokenize(tokenizer, list(pairs.title), study.text.max_tokens)
         rows, groups = pairs.image_row.to_numpy(), torch.tensor(pairs.group.to_numpy())
         near = nearest_pictures(images, towers.vision, rows) if entry.pictures == "neighbours" else rows
         at = checkpoint.resume() or START | {"history": [], "alike": 0, "seconds": 0.0}

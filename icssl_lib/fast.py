@@ -317,6 +317,46 @@ def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iter
 
 
 @contextlib.contextmanager
+def trimmed(encoder: PreTrainedModel, *ids: Tensor, enabled: bool = True) -> Iterator[None]:
+    """While the block runs, ``encoder`` embeds the tokens in ``ids`` alone; its table of word embeddings holds no other.
+
+    A row that no title uses has a gradient of 0, and Adam leaves it where it is; yet each step makes the gradient, and
+    reads and writes row and moments. Of MiniLM such rows are half of all weights, of a multilingual encoder most. An
+    optimiser made in the block has the smaller table; afterwards its rows are in the whole one again.
+
+    Args:
+        ids: (N, T) each, all that the encoder will be given.
+        enabled: False changes nothing. `rows_stay` says when it is exact.
+    """
+    words = encoder.get_input_embeddings()
+    if not enabled or type(words) is not nn.Embedding or words.max_norm is not None:
+        yield
+        return
+    whole, padding = words.weight, words.padding_idx
+    used = torch.cat([part.flatten() for part in (*ids, torch.tensor([padding or 0]))]).unique().to(whole.device)
+    row = torch.full((len(whole),), -1, device=whole.device)  # of a token that is not there: an index that is refused
+    row[used] = torch.arange(len(used), device=whole.device)
+    words.padding_idx = None if padding is None else int(row[padding])
+    words.weight = nn.Parameter(whole.detach()[used], requires_grad=whole.requires_grad)
+    words.forward = lambda tokens: nn.Embedding.forward(words, row[tokens])
+    try:
+        yield
+    finally:
+        del words.forward
+        with torch.no_grad():
+            whole[used] = words.weight
+        words.weight, words.padding_idx = whole, padding
+
+
+def rows_stay(lr: float, weight_decay: float) -> bool:
+    """Whether AdamW leaves a weight of gradient 0 as it is, bit for bit: its decay is lost in float32's rounding.
+
+    (Not so Adam with an L2 term: both its moments are of that term alone, so it moves the weight however small it is.)
+    """
+    return lr * weight_decay < torch.finfo(torch.float32).eps / 4
+
+
+@contextlib.contextmanager
 def narrowed(model: nn.Module) -> Iterator[None]:
     """While the block runs, ``model`` is in bf16 throughout, where autocast would narrow each weight in every batch and
     widen what comes between two products. For reading alone: afterwards the weights are the former ones, bit for bit.

@@ -21,7 +21,17 @@ from transformers import (
 
 from icssl_lib import adapt, finetune
 from icssl_lib.encoders import MaskedWords, TextTower, take
-from icssl_lib.fast import attend_first, buckets_of, can_unpad, dropout, fast, narrowed, reads_first
+from icssl_lib.fast import (
+    attend_first,
+    buckets_of,
+    can_unpad,
+    dropout,
+    fast,
+    narrowed,
+    reads_first,
+    rows_stay,
+    trimmed,
+)
 from icssl_lib.finetune import MeanPooledClassifier
 
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
@@ -359,6 +369,55 @@ def test_titles_are_classified_in_bf16_where_that_is_asked(runtime, narrow, tiny
     with torch.inference_mode():
         expected = model(**tokens).logits.softmax(-1)
     torch.testing.assert_close(torch.from_numpy(found).float(), expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_training_with_the_rows_that_titles_use_is_that_with_all_and_leaves_the_others(name):
+    few = titles([14, 3, 9, 1, 14])
+    few["input_ids"] = few["input_ids"] % 20  # all words are below 20
+    used = few["input_ids"].unique()
+    found = []
+    for enabled in (False, True):
+        model = without_dropout(ENCODERS[name])
+        table = model.get_input_embeddings()
+        before = table.weight.detach().clone()
+        with trimmed(model, few["input_ids"], enabled=enabled), fast(model):
+            assert len(table.weight) == (len(used) if enabled else 90)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-8, fused=True)
+            for _ in range(3):
+                model(**few).last_hidden_state.square().sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert len(table.weight) == 90
+        assert torch.equal(table.weight[20:], before[20:])
+        assert (table.weight[used[1:]] != before[used[1:]]).any(dim=1).all()
+        found.append(dict(model.named_parameters()))
+    plain, quick = found
+    assert plain.keys() == quick.keys()
+    for parameter, weight in plain.items():
+        torch.testing.assert_close(quick[parameter], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_a_token_that_was_cut_off_is_refused_and_all_come_back_after_an_error():
+    model = without_dropout(ENCODERS["bert"]).eval()
+    table = model.get_input_embeddings()
+    weight, expected = table.weight, model(**titles([5])).last_hidden_state
+    with pytest.raises(IndexError), trimmed(model, torch.tensor([[5, 6]])):
+        model(torch.tensor([[7]]))
+    assert table.weight is weight
+    assert table.padding_idx == 0
+    assert torch.equal(model(**titles([5])).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize(("lr", "weight_decay"), [(7e-4, 1e-8), (5e-5, 0.0), (1e-5, 1e-4), (5e-5, 0.01), (1e-3, 1e-3)])
+@pytest.mark.parametrize("fused", [True, False])
+def test_adamw_leaves_a_row_without_a_gradient_as_it_is_where_rows_stay(lr, weight_decay, fused):
+    weight = nn.Parameter(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
+    before, weight.grad = weight.detach().clone(), torch.zeros(1000)
+    optimizer = torch.optim.AdamW([weight], lr=lr, weight_decay=weight_decay, fused=fused)
+    for _ in range(5):
+        optimizer.step()
+    assert torch.equal(weight, before) == rows_stay(lr, weight_decay)
 
 
 def test_linear_layers_see_real_tokens_only():
