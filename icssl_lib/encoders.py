@@ -247,20 +247,6 @@ def take(
     return {name: rows[index, :length].to(device) for name, rows in tokens.items()}
 
 
-def by_length(mask: Tensor, most: int) -> list[Tensor]:
-    """Rows of mask (N, T) in batches of up to ``most``: those of one length alone, where they are many; or of a few.
-
-    Returns: row numbers, (n,) each, from the shortest to the longest.
-    """
-    lengths = mask.sum(dim=1)
-    order, batches, start = lengths.argsort(stable=True), [], 0
-    for end in lengths.bincount().cumsum(0).tolist():
-        if start < end and (end - start >= most // 4 or end == len(order)):
-            batches += order[start:end].split(most)
-            start = end
-    return batches
-
-
 @torch.inference_mode()
 def embed_titles(backbone: nn.Module, tokenizer, titles: list[str], text: TextConfig, batch_size: int = 128) -> Tensor:
     """Pooled embeddings of titles in their order, without dropout and before projection: float32 (N, H).
@@ -271,9 +257,9 @@ def embed_titles(backbone: nn.Module, tokenizer, titles: list[str], text: TextCo
     backbone.eval()
     tower = TextTower(backbone, text.pooling, projection_dim=1, depth=0)
     tokens = tokenize(tokenizer, titles, text.max_tokens)
-    batches = by_length(tokens["attention_mask"], batch_size)
-    rows = [tower.embed(**take(tokens, i, backbone.device)).float().cpu() for i in batches]
-    return torch.cat(rows)[torch.cat(batches).argsort()]
+    order = tokens["attention_mask"].sum(dim=1).argsort(stable=True)
+    rows = [tower.embed(**take(tokens, i, backbone.device)).float().cpu() for i in order.split(batch_size)]
+    return torch.cat(rows)[order.argsort()]
 
 
 def save_pretrained(model, tokenizer, folder: Path) -> None:

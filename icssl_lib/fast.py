@@ -76,25 +76,17 @@ class Bucket:
     """Tokens that lie end to end as rows of like length: where they are in ``len(mask)`` padded rows.
 
     mask: bool (n, 1, 1, T), true at real tokens. real: (tokens,), their places in the flattened rows, and perhaps some
-    of padding. indices: (n,), which of the batch's rows they are. full: nothing is padded, ``real`` counts up.
+    of padding. indices: (n,), which of the batch's rows they are.
     """
 
     mask: Tensor
     real: Tensor
     indices: Tensor
-    full: bool
 
     def padded(self, flat: Tensor) -> Tensor:
         """(tokens, D) -> (n, T, D), zeros where padded."""
         n, _, _, length = self.mask.shape
-        if self.full:
-            return flat.view(n, length, -1)
         return flat.new_zeros(n * length, flat.shape[1]).index_copy_(0, self.real, flat).view(n, length, -1)
-
-    def flat(self, rows: Tensor) -> Tensor:
-        """(n, T, D) -> (tokens, D)."""
-        flat = rows.flatten(0, 1)
-        return flat if self.full else flat.index_select(0, self.real)
 
     def rows(self, x: Tensor) -> Tensor:
         """(1, heads, tokens, D) -> (n, heads, T, D), zeros where padded."""
@@ -129,20 +121,19 @@ def attend(
     found = []
     for bucket, *qkv in zip(buckets, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
         q, k, v = map(bucket.rows, qkv)
-        mask, length = None if bucket.full else bucket.mask, bucket.mask.shape[-1]
+        mask, length = bucket.mask, bucket.mask.shape[-1]
         if sliding_window is not None and sliding_window < length:
-            at = torch.arange(length, device=bucket.mask.device)
-            mask = bucket.mask & ((at[:, None] - at[None, :]).abs() < sliding_window)
+            at = torch.arange(length, device=mask.device)
+            mask = mask & ((at[:, None] - at[None, :]).abs() < sliding_window)
         # With dropout torch's own would go the same way, and look for rows without a key besides.
         if q.device.type != "cpu" or (dropout == 0 and not eager_is_faster(*q.shape[:3], v.dtype)):
             out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
         else:
             with torch.autocast("cpu", enabled=False):  # else dropout would be in float32, and then be narrowed
                 score = (q.to(v.dtype) * (scaling or q.shape[-1] ** -0.5)) @ k.to(v.dtype).mT
-                if mask is not None:
-                    score = score.masked_fill_(~mask, torch.finfo(score.dtype).min)
+                score = score.masked_fill_(~mask, torch.finfo(score.dtype).min)
                 out = _drop(score.softmax(-1, torch.float32).to(v.dtype), dropout) @ v
-        found.append(bucket.flat(out.transpose(1, 2).flatten(2)))
+        found.append(out.transpose(1, 2).reshape(-1, out.shape[1] * out.shape[3]).index_select(0, bucket.real))
     flat = torch.cat(found) if len(found) > 1 else found[0]
     return flat.view(1, len(flat), -1, value.shape[-1]), None
 
@@ -224,8 +215,7 @@ def _first_of_layer(layer: nn.Module, hidden: Tensor, *_: Any, buckets: list[Buc
         rows = bucket.padded(flat)
         query = attention.query(rows[:, 0])
         firsts.append(rows[:, 0])
-        mask = None if bucket.full else bucket.mask[:, 0, 0]
-        found.append(attend_first(rows, mask, query, *linear, attention.num_attention_heads, p))
+        found.append(attend_first(rows, bucket.mask[:, 0, 0], query, *linear, attention.num_attention_heads, p))
     return layer.feed_forward_chunk(layer.attention.output(torch.cat(found), torch.cat(firsts)))[None]
 
 
@@ -318,7 +308,7 @@ def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iter
 
 @contextlib.contextmanager
 def trimmed(encoder: PreTrainedModel, *ids: Tensor, enabled: bool = True) -> Iterator[None]:
-    """While the block runs, ``encoder`` embeds the tokens in ``ids`` alone; its table of word embeddings holds no other.
+    """While the block runs, ``encoder`` knows the tokens in ``ids`` alone: its table of word embeddings holds no other.
 
     A row that no title uses has a gradient of 0, and Adam leaves it where it is; yet each step makes the gradient, and
     reads and writes row and moments. Of MiniLM such rows are half of all weights, of a multilingual encoder most. An
@@ -404,15 +394,14 @@ def buckets_of(mask: Tensor, most: int) -> tuple[list[Bucket], Tensor]:
     """
     length = mask.shape[1]
     if most < 2:
-        real = mask.flatten().nonzero().squeeze(1)
-        return _one_bucket(mask, real, len(real) == mask.numel())
+        return _one_bucket(mask, mask.flatten().nonzero().squeeze(1))
     ends = (mask * torch.arange(1, length + 1, device=mask.device)).amax(dim=1)  # (N,): after each row's last token
     buckets, places = [], []
     for rows in ends.argsort().chunk(most):
         longest = int(ends[rows[-1]])
         cut = mask[rows, :longest]
         real = cut.flatten().nonzero().squeeze(1)
-        buckets.append(Bucket(cut[:, None, None], real, rows, len(real) == cut.numel()))
+        buckets.append(Bucket(cut[:, None, None], real, rows))
         places.append(rows[real // longest] * length + real % longest)
     return buckets, torch.cat(places)
 
@@ -427,9 +416,9 @@ def packed(mask: Tensor, share: float) -> tuple[list[Bucket], Tensor]:
     return _one_bucket(mask, (~mask).flatten().byte().argsort(stable=True)[: round(share * mask.numel())])
 
 
-def _one_bucket(mask: Tensor, places: Tensor, full: bool = False) -> tuple[list[Bucket], Tensor]:
+def _one_bucket(mask: Tensor, places: Tensor) -> tuple[list[Bucket], Tensor]:
     """All rows of mask (N, T) with the tokens at ``places`` (tokens,) of the flattened rows."""
-    return [Bucket(mask[:, None, None], places, torch.arange(len(mask), device=mask.device), full)], places
+    return [Bucket(mask[:, None, None], places, torch.arange(len(mask), device=mask.device))], places
 
 
 def _unpadded(encoder: PreTrainedModel, ends_first: bool, packing: Packing) -> Any:

@@ -28,7 +28,6 @@ from icssl_lib.encoders import (
     ModelError,
     TextTower,
     VisionTower,
-    by_length,
     embed_titles,
     load_text,
     load_vision,
@@ -489,19 +488,21 @@ def batch_of(
 def predict(
     model: nn.Module, tokenizer, titles: list[str], study: Study, accelerator, pictures: Pictures | None = None
 ) -> np.ndarray:
-    """Class probabilities of titles in their order: float64 (N, C). Titles of like length share a batch, so that little
-    is padded. Without a tokenizer pictures alone are read."""
+    """Class probabilities of titles in their order: float64 (N, C). Long and short titles go in batches of their
+    own, so that little is padded. Without a tokenizer pictures alone are read."""
     model.eval()
-    tokens, batches = None, torch.arange(len(titles)).split(128)
+    tokens, order = None, torch.arange(len(titles))
     if tokenizer is not None:
         tokens = tokenize(tokenizer, titles, study.text.max_tokens)
-        batches = by_length(tokens["attention_mask"], 128)
+        order = tokens["attention_mask"].sum(dim=1).argsort(stable=True)
     narrow = study.runtime.fast and pictures is None and accelerator.mixed_precision == "bf16"
     with narrowed(model) if narrow else accelerator.autocast():
         rows = [
-            logits(model, batch_of(tokens, pictures, i, accelerator.device)).float().softmax(-1).cpu() for i in batches
+            logits(model, batch_of(tokens, pictures, i, accelerator.device)).float().softmax(-1).cpu()
+            for i in order.split(128)
         ]
-    return torch.cat(rows)[torch.cat(batches).argsort()].double().numpy()
+    probability = torch.cat(rows)
+    return probability[order.argsort()].double().numpy()
 
 
 def _accuracy(probability: np.ndarray, products: pd.DataFrame, labels: list[str]) -> float:

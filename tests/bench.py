@@ -37,6 +37,9 @@ PLAIN = {"ours, plain path": {"fast": False}}
 UNRECORDED = {"ours, not recorded": {"cuda_graphs": False}}
 COMPILED = {"ours, compiled as well": {"compile": True}}
 TRAINED = {"ours, both towers trained": {"frozen": False}}
+WHOLE_TABLE = {"ours, all words trained": {"whole_table": True}}
+AUTOCAST = {"ours, by autocast": {"narrow": False}}
+SMALL_PAGES = {"ours, pages of 4 KB": {}}  # in a process of its own
 
 
 class Worker:
@@ -111,9 +114,13 @@ def works(bf16: bool, quick: bool) -> list[Work]:
     training = {"bf16": bf16, "training": True, "ways": PLAIN}
     found = []
     peers = {"sentence-transformers": "sentence_transformers_simcse", "SimCSE's own style": "original_simcse"}
-    for shape, batch, steps in ((small, 32, 8), (small, 128, 2), (large, 32, 2)):
+    many = "tiny, many words" if quick else "minilm, 250,000 words"  # as of a multilingual encoder
+    for shape, batch, steps in ((small, 32, 8), (small, 128, 2), (large, 32, 2), (many, 32, 4)):
         shared, name = {"shape": shape, "batch": batch, "n_steps": steps}, f"SimCSE step, {shape}, batch {batch}"
-        found.append(work(name, batch, "ours_adapt", {"method": "simcse"}, shared, peers, **training))
+        ways = {small: PLAIN | WHOLE_TABLE | SMALL_PAGES, large: PLAIN, many: PLAIN | WHOLE_TABLE}[shape]
+        asked = peers if shape != many else {"sentence-transformers": "sentence_transformers_simcse"}
+        kind = training | {"ways": ways if batch == 32 else PLAIN}
+        found.append(work(name, batch, "ours_adapt", {"method": "simcse"}, shared, asked, **kind))
     for size in sizes:
         shared = {"shape": small, "vit": "ViT-Ti", "batch": 32, "n_steps": 4, "size": size}
         name = f"ConVIRT step, {small} + ViT-Ti, {size} px"
@@ -123,13 +130,15 @@ def works(bf16: bool, quick: bool) -> list[Work]:
     name = f"ConVIRT step, {small}, ViT-Ti frozen, {size} px"
     found.append(work(name, 32, "ours_adapt", frozen, shared, {}, ways=TRAINED))
     shared, peers = {"shape": small, "batch": 32, "n_steps": 8}, {"HF Trainer": "hf_trainer"}
-    found.append(work(f"fine-tuning step, {small}, batch 32", 32, "ours_finetune", {}, shared, peers, **training))
+    name, kind = f"fine-tuning step, {small}, batch 32", training | {"ways": PLAIN | SMALL_PAGES}
+    found.append(work(name, 32, "ours_finetune", {}, shared, peers, **kind))
     shared, peers = {"shape": small, "n": 4 if quick else 24}, {"SetFit": "setfit"}
     name = f"{shared['n']} labels to a classifier, {small}"
     found.append(work(name, 1, "ours_few_labels", {}, shared, peers, ways=PLAIN))
     shared = {"shape": small, "n": n}
     peers = {"HF pipeline, batch 32": "pipeline", "ONNX Runtime, batch 32": "onnxruntime_predict"}
-    found.append(work(f"classifying titles, {small}", n, "ours_predict", {}, shared, peers, ways=PLAIN))
+    ways = PLAIN | (AUTOCAST if bf16 else {})
+    found.append(work(f"classifying titles, {small}", n, "ours_predict", {}, shared, peers, ways=ways))
     peers = {"SentenceTransformer.encode": "sentence_transformer_encode"}
     found.append(work(f"embedding titles, {small}", n, "ours_embed", {}, shared, peers))
     shared, peers = {"n": n, "size": sizes[-1]}, {"torch DataLoader": "dataloader_ingest"}
@@ -165,13 +174,16 @@ def gpu_works(bf16: bool) -> list[Work]:
     return found
 
 
-def compare(work: Work, rounds: int, ours: Worker, peers: Worker, bar: tqdm) -> tuple[list[dict], float]:
+def compare(
+    work: Work, rounds: int, ours: Worker, peers: Worker, small_pages: Worker, bar: tqdm
+) -> tuple[list[dict], float]:
     """Rows of bench.csv, and our median seconds. A peer that fails is named with its error, and has no row.
 
     Raises: RuntimeError: ours fails.
     """
     sides = {"ours": (ours, work.call, work.arguments)}
-    sides |= {name: (ours, work.call, work.arguments | changes) for name, changes in work.ways.items()}
+    for name, changes in work.ways.items():
+        sides[name] = (small_pages if name in SMALL_PAGES else ours, work.call, work.arguments | changes)
     sides |= {name: (peers, *what) for name, what in work.peers.items()}
     seconds: dict[str, list[list[float]]] = defaultdict(list)
     for turn in range(rounds):
@@ -206,7 +218,7 @@ def draw(table: pd.DataFrame, where: str) -> "mpl.figure.Figure":
 
     table = table.iloc[::-1].reset_index(drop=True)
     fig, ax = plt.subplots(figsize=(9, 1.3 + 0.27 * len(table)), layout="constrained")
-    plain = table.peer.isin(PLAIN | UNRECORDED | COMPILED | TRAINED)
+    plain = table.peer.isin(PLAIN | UNRECORDED | COMPILED | TRAINED | WHOLE_TABLE | AUTOCAST | SMALL_PAGES)
     error = [(table.ratio - table.low).clip(lower=0), (table.high - table.ratio).clip(lower=0)]
     for mask, colour, hatch, label in (
         (~plain, "#0173b2", "", "a peer"),
@@ -276,6 +288,8 @@ def main() -> None:
     plain = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(options.threads), "ICSSL_BENCH": str(home)}
     plain |= {"TOKENIZERS_PARALLELISM": "true", "ICSSL_DEVICE": options.device}
     ours, peers = Worker(MALLOC | plain, home / "ours.log"), Worker(plain, home / "peers.log")
+    kept_only = {name: value for name, value in MALLOC.items() if name != "GLIBC_TUNABLES"}
+    small_pages = Worker(kept_only | plain, home / "small_pages.log")
     about = machine()
     kind = "bf16" if precision == "bf16" else "float32"
     where = f"{about['cpu']} ({about['instructions']}), threads: {options.threads}, ours in {kind}"
@@ -289,7 +303,7 @@ def main() -> None:
         planned = [one for one in planned if any(part in one.name for part in options.only)]
     bar = tqdm(planned, unit="work")
     for one in bar:
-        found, seconds = compare(one, options.rounds, ours, peers, bar)
+        found, seconds = compare(one, options.rounds, ours, peers, small_pages, bar)
         rows += found
         if one.training:
             needed = ours.do("flops", of=one.call, **one.arguments)[0]
@@ -297,8 +311,8 @@ def main() -> None:
             share = {"gflop_a_step": needed / 1e9, "tflops": rate / 1e12, "share_of_ceiling": rate / ceiling}
             shares.append({"work": one.name} | share)
         keep(rows, shares, ceiling, where, options)
-    ours.close()
-    peers.close()
+    for worker in (ours, peers, small_pages):
+        worker.close()
     print(f"\n{where}; matrix products: {ceiling / 1e12:.3f} TFLOP/s")
     print(pd.DataFrame(shares).round(4).to_string(index=False))
     print(pd.DataFrame(rows, columns=COLUMNS).to_string(index=False))

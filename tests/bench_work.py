@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,10 @@ SHAPES = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "bert-base": {},
     "tiny": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+}
+SHAPES |= {
+    "minilm, 250,000 words": SHAPES["minilm"] | {"vocab_size": 250_002},
+    "tiny, many words": SHAPES["tiny"] | {"vocab_size": 60_000},
 }
 DEVICE = os.environ.get("ICSSL_DEVICE", "cpu")
 VISION = {"ViT-Ti": "vit_tiny_patch16_224", "ViT-B": "vit_base_patch16_224", "ViT-L": "vit_large_patch16_224"}
@@ -69,7 +74,7 @@ def text_folder(shape: str) -> Path:
         torch.manual_seed(0)
         tokenizer = train_tokenizer(list(titles().title), 30522)
         tokenizer.model_max_length = TOKENS
-        save_pretrained(BertModel(BertConfig(vocab_size=30522, **SHAPES[shape])), tokenizer, folder)
+        save_pretrained(BertModel(BertConfig(**{"vocab_size": 30522} | SHAPES[shape])), tokenizer, folder)
     return folder
 
 
@@ -168,12 +173,20 @@ def whole(work: Callable[[], Any]) -> list[float]:
 
 
 def ours_adapt(
-    method: str, shape: str, batch: int, n_steps: int, size: int = 224, vit: str = "ViT-Ti", **options: Any
+    method: str,
+    shape: str,
+    batch: int,
+    n_steps: int,
+    size: int = 224,
+    vit: str = "ViT-Ti",
+    whole_table: bool = False,
+    **options: Any,
 ) -> list[float]:
     n = batch * (n_steps + WARM) + 1  # of which one goes to Train
     images = pictures(512, size) if method == "convirt" else None
     settings = study(shape, size, vit, adapt={"epochs": 1, "batch_size": batch}, **options)
-    with tempfile.TemporaryDirectory() as out, steps() as seconds:
+    whole = mock.patch.object(adapt, "rows_stay", return_value=False) if whole_table else contextlib.nullcontext()
+    with whole, tempfile.TemporaryDirectory() as out, steps() as seconds:
         adapt.adapt(method, catalogue(n, "ssl", images), settings, 0, Path(out), progress=False)
     return seconds
 
@@ -192,12 +205,14 @@ def ours_few_labels(shape: str, n: int, **options: Any) -> list[float]:
     return whole(lambda: finetune.classify("origin", str(text_folder(shape)), catalogue(n, "train"), settings, 1.0, 0))
 
 
-def ours_predict(shape: str, n: int, **options: Any) -> list[float]:
+def ours_predict(shape: str, n: int, narrow: bool = True, **options: Any) -> list[float]:
     settings = study(shape, **options)
     accelerator = adapt.make_accelerator(settings.runtime)
     model, tokenizer = classifier(shape)
     asked = list(titles().title[:n])
-    with fast(model, settings.runtime.fast):  # as a classifier that was trained is read
+    by_autocast = mock.patch.object(finetune, "narrowed", side_effect=lambda _: accelerator.autocast())
+    # As a classifier that was trained is read.
+    with contextlib.nullcontext() if narrow else by_autocast, fast(model, settings.runtime.fast):
         finetune.predict(model, tokenizer, asked[:64], settings, accelerator)
         return whole(lambda: finetune.predict(model, tokenizer, asked, settings, accelerator))
 

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from icssl_lib.catalogue import open_catalogue
-from icssl_lib.encoders import by_length, take, tokenize
+from icssl_lib.encoders import take, tokenize
 from icssl_lib.fast import fast, narrowed
 from icssl_lib.images import written_whole
 
@@ -33,11 +33,11 @@ def decided(folder: Path, titles: list[str]) -> dict[str, np.ndarray]:
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens, found = tokenize(tokenizer, titles, tokenizer.model_max_length), {}
-    batches = by_length(tokens["attention_mask"], 128)
+    order = tokens["attention_mask"].sum(dim=1).argsort(stable=True)
     for name, reading in READINGS.items():
         with fast(model), reading(model):
-            chosen = torch.cat([model(**take(tokens, i, "cpu")).logits.float().argmax(-1) for i in batches])
-        found[name] = np.array([model.config.id2label[int(c)] for c in chosen[torch.cat(batches).argsort()]])
+            chosen = torch.cat([model(**take(tokens, i, "cpu")).logits.float().argmax(-1) for i in order.split(128)])
+        found[name] = np.array([model.config.id2label[int(c)] for c in chosen[order.argsort()]])
     return found
 
 

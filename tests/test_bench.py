@@ -37,7 +37,7 @@ def work(**peers: str) -> bench.Work:
 
 def test_a_ratio_is_of_medians_and_above_one_where_ours_is_faster(bar):
     ours, peers = Fake({"ours": 0.5}), Fake({"theirs": 2.0})
-    rows, seconds = bench.compare(work(theirs="theirs"), 3, ours, peers, bar)
+    rows, seconds = bench.compare(work(theirs="theirs"), 3, ours, peers, Fake({}), bar)
     table = pd.DataFrame(rows).set_index("peer")
     assert seconds == 0.5
     assert table.loc["theirs"].tolist() == ["a step", 64, 16, 4, 4, 4]
@@ -54,18 +54,26 @@ def test_sides_take_turns_to_be_first(bar):
             return [1.0]
 
     shared = Shared({})
-    bench.compare(work(theirs="theirs"), 3, shared, shared, bar)
+    bench.compare(work(theirs="theirs"), 3, shared, shared, Fake({}), bar)
     assert shared.order[0::3] == ["ours", "oursFalse", "theirs"]
     assert len(shared.order) == 9
 
 
 def test_a_peer_that_fails_is_named_and_left_out(bar, capsys):
     peers = Fake({"theirs": RuntimeError("theirs: No module named 'setfit'"), "others": 1.0})
-    rows, _ = bench.compare(work(theirs="theirs", others="others"), 2, Fake({"ours": 1.0}), peers, bar)
+    rows, _ = bench.compare(work(theirs="theirs", others="others"), 2, Fake({"ours": 1.0}), peers, Fake({}), bar)
     assert [row["peer"] for row in rows] == [PLAIN, "others"]
     assert "theirs is left out: theirs: No module named 'setfit'" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="broken"):
-        bench.compare(work(others="others"), 1, Fake({"ours": RuntimeError("broken")}), peers, bar)
+        bench.compare(work(others="others"), 1, Fake({"ours": RuntimeError("broken")}), peers, Fake({}), bar)
+
+
+def test_small_pages_are_those_of_a_process_of_their_own(bar):
+    one = bench.Work("a step", 32, "ours", {}, {}, ways=bench.PLAIN | bench.SMALL_PAGES)
+    small = Fake({"ours": 3.0})
+    rows, _ = bench.compare(one, 2, Fake({"ours": 1.0}), Fake({}), small, bar)
+    assert {row["peer"]: row["ratio"] for row in rows} == {PLAIN: 0.5, "ours, pages of 4 KB": 3}
+    assert len(small.calls) == 2
 
 
 def test_each_work_names_functions_that_there_are():
@@ -93,11 +101,14 @@ def test_a_worker_answers_and_says_what_went_wrong(tmp_path, monkeypatch):
             seconds = worker.do("ours_adapt", method="simcse", **step, **extra)
             assert len(seconds) == 3
             assert all(0 < second < 30 for second in seconds)
+        assert len(worker.do("ours_adapt", method="simcse", whole_table=True, **step)) == 3
         for frozen in (False, True):
             assert len(worker.do("ours_adapt", method="convirt", size=32, frozen=frozen, **step)) == 3
         assert len(worker.do("ours_finetune", **step)) == 3
         assert len(worker.do("original_simcse", **step)) == 3
         assert worker.do("ours_predict", shape="tiny", n=20)[0] > 0
+        assert worker.do("ours_predict", shape="tiny", n=20, narrow=False)[0] > 0
+        assert worker.do("ours_embed", shape="tiny", n=20)[0] > 0
         assert worker.do("pipeline", shape="tiny", n=20)[0] > 0
         flops = worker.do("flops", of="ours_finetune", **step)[0]
         assert 1e5 < flops < 1e9
@@ -109,12 +120,13 @@ def test_a_worker_answers_and_says_what_went_wrong(tmp_path, monkeypatch):
 
 
 def test_published_figures_have_a_row_for_each_work(root):
-    """That figures/bench is of the works that there are now."""
-    table = pd.read_csv(root / "figures" / "bench" / "bench.csv")
+    """That the tables of CPUs, together, are of the works that there are now."""
+    folders = [root / "figures" / name for name in ("bench", "bench-half", "bench-amx")]
+    table = pd.concat([pd.read_csv(folder / "bench.csv") for folder in folders])
     assert list(table.columns) == bench.COLUMNS
-    about = pd.read_csv(root / "figures" / "bench" / "machine.csv")
-    bf16 = "bf16" in about["machine"][0]
-    expected = {(one.name, peer) for one in bench.works(bf16, quick=False) for peer in one.peers}
+    about = pd.concat([pd.read_csv(folder / "machine.csv") for folder in folders])
+    bf16 = about["machine"].str.contains("bf16").any()
+    expected = {(one.name, peer) for one in bench.works(bf16, quick=False) for peer in {**one.peers, **one.ways}}
     assert expected <= set(zip(table["work"], table["peer"], strict=True))
     assert table["ratio"].between(0.8 * table["low"], 1.25 * table["high"]).all()  # medians of steps and of rounds
     assert (table["ratio"] - table["ours_per_s"] / table["peer_per_s"]).abs().max() < 0.01

@@ -14,7 +14,6 @@ from icssl_lib.encoders import (
     ModelError,
     TextTower,
     VisionTower,
-    by_length,
     embed_titles,
     load_text,
     load_vision,
@@ -134,19 +133,6 @@ def test_take_cuts_to_the_longest(text):
 
 def test_tokenize_cuts_at_max_tokens(text):
     assert tokenize(text[1], ["alma " * 50], 8)["input_ids"].shape == (1, 8)
-
-
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=60), st.integers(1, 20))
-def test_batches_by_length_hold_each_row_once_and_pad_little(lengths, most):
-    mask = torch.arange(12) < torch.tensor(lengths)[:, None]
-    batches = by_length(mask, most)
-    assert sorted(torch.cat(batches).tolist()) == list(range(len(lengths)))
-    assert all(0 < len(batch) <= most for batch in batches)
-    ends = [[lengths[i] for i in batch] for batch in batches]
-    flat = [length for batch in ends for length in batch]
-    assert flat == sorted(flat)
-    for batch in ends:  # the shorter ones beside a length are too few for a batch of their own
-        assert len(batch) - batch.count(batch[-1]) < max(1, most // 4)
 
 
 def test_embed_titles_does_not_depend_on_order_or_batch(text):
