@@ -312,17 +312,19 @@ def trimmed(encoder: PreTrainedModel, *ids: Tensor, enabled: bool = True) -> Ite
 
     A row that no title uses has a gradient of 0, and Adam leaves it where it is; yet each step makes the gradient, and
     reads and writes row and moments. Of MiniLM such rows are half of all weights, of a multilingual encoder most. An
-    optimiser made in the block has the smaller table; afterwards its rows are in the whole one again.
+    optimiser made in the block has the smaller table; afterwards its rows are in the whole one again. One that other
+    layers share stays whole.
 
     Args:
         ids: (N, T) each, all that the encoder will be given.
         enabled: False changes nothing. `rows_stay` says when it is exact.
     """
     words = encoder.get_input_embeddings()
-    if not enabled or type(words) is not nn.Embedding or words.max_norm is not None:
+    whole, padding = words.weight, words.padding_idx
+    owners = sum(weight is whole for module in encoder.modules() for weight in module.parameters(recurse=False))
+    if not enabled or type(words) is not nn.Embedding or words.max_norm is not None or owners > 1:
         yield
         return
-    whole, padding = words.weight, words.padding_idx
     used = torch.cat([part.flatten() for part in (*ids, torch.tensor([padding or 0]))]).unique().to(whole.device)
     row = torch.full((len(whole),), -1, device=whole.device)  # of a token that is not there: an index that is refused
     row[used] = torch.arange(len(used), device=whole.device)

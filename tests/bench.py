@@ -241,15 +241,17 @@ def draw(table: pd.DataFrame, where: str) -> "mpl.figure.Figure":
 
 
 def quick_study(folder: Path) -> list[dict]:
-    """tests/bench_quick.yaml before the fast path and after it: two wall.json of one machine, or nothing."""
-    before, after = folder / "quick_before.json", folder / "quick_after.json"
-    if not before.is_file() or not after.is_file():
+    """tests/bench_quick.yaml before the fast path and after it, in turns: wall.json of one machine, or nothing."""
+    before, after = (
+        [json.loads(path.read_text())["seconds"] for path in sorted(folder.glob(f"quick_{when}*.json"))]
+        for when in ("before", "after")
+    )
+    if not before:
         return []
-    earlier, later = json.loads(before.read_text()), json.loads(after.read_text())
-    ratio = round(earlier["seconds"] / later["seconds"], 3)
-    rates = float(f"{1 / later['seconds']:.4g}"), float(f"{1 / earlier['seconds']:.4g}")
-    row = ["quick study, one genre and seed", "the state before", *rates, ratio, ratio, ratio]
-    return [dict(zip(COLUMNS, row, strict=True))]
+    of_rounds = [earlier / later for earlier, later in zip(before, after, strict=True)]
+    earlier, later = statistics.median(before), statistics.median(after)
+    figures = [float(f"{x:.4g}") for x in (1 / later, 1 / earlier, earlier / later, min(of_rounds), max(of_rounds))]
+    return [dict(zip(COLUMNS, ["quick study, one genre and seed", "the state before", *figures], strict=True))]
 
 
 def keep(rows: list[dict], shares: list[dict], ceiling: float, where: str, options: argparse.Namespace) -> None:

@@ -395,6 +395,14 @@ def test_a_token_that_was_cut_off_is_refused_and_all_come_back_after_an_error():
     assert torch.equal(model(**titles([5])).last_hidden_state, expected)
 
 
+def test_a_table_that_another_layer_shares_is_left_whole():
+    model = without_dropout(ENCODERS["bert"])
+    model.decoder = nn.Linear(32, 90)
+    model.decoder.weight = model.get_input_embeddings().weight
+    with trimmed(model, torch.tensor([[5, 6]])):
+        assert len(model.get_input_embeddings().weight) == 90
+
+
 @pytest.mark.parametrize(("lr", "weight_decay"), [(7e-4, 1e-8), (5e-5, 0.0), (1e-5, 1e-4), (5e-5, 0.01), (1e-3, 1e-3)])
 @pytest.mark.parametrize("fused", [True, False])
 def test_adamw_leaves_a_row_without_a_gradient_as_it_is_where_rows_stay(lr, weight_decay, fused):
