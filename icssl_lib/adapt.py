@@ -37,7 +37,7 @@ from icssl_lib.encoders import (
     take,
     tokenize,
 )
-from icssl_lib.fast import fast, rows_stay, trimmed
+from icssl_lib.fast import decay_is_lost, fast, trimmed
 from icssl_lib.graphs import Replay, can_capture
 from icssl_lib.images import written_whole
 from icssl_lib.methods import entry_of
@@ -182,7 +182,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
     steps = config.epochs * (len(pairs) // batch_size)
     tokens = tokenize(tokenizer, list(pairs.title), study.text.max_tokens)
     asked = tokenize(tokenizer, list(catalogue.part("dev").title), study.text.max_tokens)  # by `measure`
-    trim = study.runtime.fast and not entry.words and rows_stay(config.lr, config.weight_decay)
+    trim = study.runtime.fast and not entry.words and decay_is_lost(config.lr, config.weight_decay)
     fewer_words = trimmed(backbone, tokens["input_ids"], asked["input_ids"], enabled=trim)
     capturable = config.chunk_size is None and not entry.words and can_capture(study.runtime, accelerator)
 

@@ -251,8 +251,8 @@ def take(
 def embed_titles(backbone: nn.Module, tokenizer, titles: list[str], text: TextConfig, batch_size: int = 128) -> Tensor:
     """Pooled embeddings of titles in their order, without dropout and before projection: float32 (N, H).
 
-    Titles of like length share a batch, so that little is padded. Sooner inside ``fast(backbone)``, and by a backbone
-    in bf16 where the device multiplies in it.
+    Titles of like length share a batch, so that little is padded. It is faster inside ``fast(backbone)``, and by a
+    backbone in bf16 where the device multiplies in it.
     """
     backbone.eval()
     tower = TextTower(backbone, text.pooling, projection_dim=1, depth=0)

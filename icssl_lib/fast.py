@@ -10,6 +10,9 @@ norms and dropouts see the real tokens of all rows laid end to end (as in ByteTr
 alone goes back to rows, those of like length together, four elements share one 64-bit random number, and a last layer
 that is read at the first token computes that one. Outside the block the model is transformers' own: that is the plain
 path, the reference, and tests/test_fast.py holds this one to it in values and gradients.
+
+Beside it `trimmed` leaves words out of a training that they have no part in, and `narrowed` reads in bf16 where that is
+the precision, which rounds in other places than autocast does.
 """
 
 import contextlib
@@ -308,7 +311,7 @@ def fast(model: nn.Module, enabled: bool = True, compiled: bool = False) -> Iter
 
 @contextlib.contextmanager
 def trimmed(encoder: PreTrainedModel, *ids: Tensor, enabled: bool = True) -> Iterator[None]:
-    """While the block runs, ``encoder`` knows the tokens in ``ids`` alone: its table of word embeddings holds no other.
+    """Vocabulary trimming (Abdaoui et al., 2020), for a block: the word embeddings hold the tokens in ``ids`` alone.
 
     A row that no title uses has a gradient of 0, and Adam leaves it where it is; yet each step makes the gradient, and
     reads and writes row and moments. Of MiniLM such rows are half of all weights, of a multilingual encoder most. An
@@ -316,8 +319,8 @@ def trimmed(encoder: PreTrainedModel, *ids: Tensor, enabled: bool = True) -> Ite
     layers share stays whole.
 
     Args:
-        ids: (N, T) each, all that the encoder will be given.
-        enabled: False changes nothing. `rows_stay` says when it is exact.
+        ids: (N, T) each, all that the encoder will be given; on a CPU another token is an IndexError.
+        enabled: False changes nothing. `decay_is_lost` says when it is exact.
     """
     words = encoder.get_input_embeddings()
     whole, padding = words.weight, words.padding_idx
@@ -340,8 +343,8 @@ def trimmed(encoder: PreTrainedModel, *ids: Tensor, enabled: bool = True) -> Ite
         words.weight, words.padding_idx = whole, padding
 
 
-def rows_stay(lr: float, weight_decay: float) -> bool:
-    """Whether AdamW leaves a weight of gradient 0 as it is, bit for bit: its decay is lost in float32's rounding.
+def decay_is_lost(lr: float, weight_decay: float) -> bool:
+    """Whether AdamW's decay is lost in float32's rounding, so that a weight of gradient 0 stays as it is, bit for bit.
 
     (Not so Adam with an L2 term: both its moments are of that term alone, so it moves the weight however small it is.)
     """
@@ -350,8 +353,9 @@ def rows_stay(lr: float, weight_decay: float) -> bool:
 
 @contextlib.contextmanager
 def narrowed(model: nn.Module) -> Iterator[None]:
-    """While the block runs, ``model`` is in bf16 throughout, where autocast would narrow each weight in every batch and
-    widen what comes between two products. For reading alone: afterwards the weights are the former ones, bit for bit.
+    """While the block runs, ``model`` is in bf16 throughout, and what it returns too, where autocast would narrow each
+    weight in every batch and widen what comes between two products. For reading alone: afterwards the weights are the
+    former ones, bit for bit. Pictures, which are normalised in float32, want autocast.
     """
     kept = [(parameter, parameter.data) for parameter in model.parameters()]
     for parameter, weight in kept:

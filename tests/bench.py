@@ -179,6 +179,7 @@ def compare(
 ) -> tuple[list[dict], float]:
     """Rows of bench.csv, and our median seconds. A peer that fails is named with its error, and has no row.
 
+    Args: small_pages: as ``ours``, in a process that does not ask for large ones, for the way `SMALL_PAGES`.
     Raises: RuntimeError: ours fails.
     """
     sides = {"ours": (ours, work.call, work.arguments)}
@@ -241,17 +242,15 @@ def draw(table: pd.DataFrame, where: str) -> "mpl.figure.Figure":
 
 
 def quick_study(folder: Path) -> list[dict]:
-    """tests/bench_quick.yaml before the fast path and after it, in turns: wall.json of one machine, or nothing."""
-    before, after = (
-        [json.loads(path.read_text())["seconds"] for path in sorted(folder.glob(f"quick_{when}*.json"))]
-        for when in ("before", "after")
-    )
-    if not before:
+    """tests/bench_quick.yaml before the fast path and after it: two wall.json of one machine, or nothing."""
+    before, after = folder / "quick_before.json", folder / "quick_after.json"
+    if not before.is_file() or not after.is_file():
         return []
-    of_rounds = [earlier / later for earlier, later in zip(before, after, strict=True)]
-    earlier, later = statistics.median(before), statistics.median(after)
-    figures = [float(f"{x:.4g}") for x in (1 / later, 1 / earlier, earlier / later, min(of_rounds), max(of_rounds))]
-    return [dict(zip(COLUMNS, ["quick study, one genre and seed", "the state before", *figures], strict=True))]
+    earlier, later = json.loads(before.read_text()), json.loads(after.read_text())
+    ratio = round(earlier["seconds"] / later["seconds"], 3)
+    rates = float(f"{1 / later['seconds']:.4g}"), float(f"{1 / earlier['seconds']:.4g}")
+    row = ["quick study, one genre and seed", "the state before", *rates, ratio, ratio, ratio]
+    return [dict(zip(COLUMNS, row, strict=True))]
 
 
 def keep(rows: list[dict], shares: list[dict], ceiling: float, where: str, options: argparse.Namespace) -> None:

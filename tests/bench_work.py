@@ -185,7 +185,7 @@ def ours_adapt(
     n = batch * (n_steps + WARM) + 1  # of which one goes to Train
     images = pictures(512, size) if method == "convirt" else None
     settings = study(shape, size, vit, adapt={"epochs": 1, "batch_size": batch}, **options)
-    whole = mock.patch.object(adapt, "rows_stay", return_value=False) if whole_table else contextlib.nullcontext()
+    whole = mock.patch.object(adapt, "decay_is_lost", return_value=False) if whole_table else contextlib.nullcontext()
     with whole, tempfile.TemporaryDirectory() as out, steps() as seconds:
         adapt.adapt(method, catalogue(n, "ssl", images), settings, 0, Path(out), progress=False)
     return seconds

@@ -25,11 +25,11 @@ from icssl_lib.fast import (
     attend_first,
     buckets_of,
     can_unpad,
+    decay_is_lost,
     dropout,
     fast,
     narrowed,
     reads_first,
-    rows_stay,
     trimmed,
 )
 from icssl_lib.finetune import MeanPooledClassifier
@@ -405,13 +405,25 @@ def test_a_table_that_another_layer_shares_is_left_whole():
 
 @pytest.mark.parametrize(("lr", "weight_decay"), [(7e-4, 1e-8), (5e-5, 0.0), (1e-5, 1e-4), (5e-5, 0.01), (1e-3, 1e-3)])
 @pytest.mark.parametrize("fused", [True, False])
-def test_adamw_leaves_a_row_without_a_gradient_as_it_is_where_rows_stay(lr, weight_decay, fused):
+def test_adamw_leaves_a_row_without_a_gradient_as_it_is_where_the_decay_is_lost(lr, weight_decay, fused):
     weight = nn.Parameter(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
     before, weight.grad = weight.detach().clone(), torch.zeros(1000)
     optimizer = torch.optim.AdamW([weight], lr=lr, weight_decay=weight_decay, fused=fused)
     for _ in range(5):
         optimizer.step()
-    assert torch.equal(weight, before) == rows_stay(lr, weight_decay)
+    assert torch.equal(weight, before) == decay_is_lost(lr, weight_decay)
+
+
+@pytest.mark.parametrize("weight_decay", [1e-8, 1e-9])
+def test_adams_own_l2_term_moves_a_row_without_a_gradient_however_small_it_is(weight_decay):
+    weight = nn.Parameter(torch.full((3,), 0.05))
+    weight.grad = torch.zeros(3)
+    optimizer = torch.optim.Adam([weight], lr=1e-3, weight_decay=weight_decay)
+    for _ in range(100):
+        optimizer.step()
+    # m / (sqrt(v) + eps) of the term alone; at 1e-8, which is eps, that is the weight itself
+    expected = 0.05 * (1 - 1e-3 * weight_decay / 1e-8) ** 100
+    torch.testing.assert_close(weight.detach(), torch.full((3,), expected), atol=0, rtol=0.01)
 
 
 def test_linear_layers_see_real_tokens_only():
