@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from icssl_lib.config import load_config
-from icssl_lib.methods import METHODS, adapted_by, entry_of
+from icssl_lib.methods import METHODS, adapted_by, entry_of, trained_alike
 from icssl_lib.runs import ROOT, digest
 
 STUDY_FILE = config["study"]
@@ -54,6 +54,12 @@ def towers_read(wildcards):
     text, vision = not made_by and entry.classifier != "image", entry.looks
     adapted = [f"encoders/{wildcards.dataset}/{made_by}/seed{wildcards.seed}/config.json"] if made_by else []
     return adapted + [f"pretrained/{t}/config.json" for t in PRETRAINED if (text if t == "text" else vision)]
+
+
+def trained_first(wildcards):
+    """Records of the methods whose trainings this one's classifier takes over: it waits for them."""
+    makers = {users[0] for users in trained_alike(STUDY, wildcards.method).values()} - {wildcards.method}
+    return expand(f"records/{wildcards.dataset}/{{m}}/seed{wildcards.seed}.json", m=sorted(makers))
 
 
 def finetune_digest(wildcards):
@@ -144,6 +150,7 @@ rule finetune:
     input:
         "catalogues/{dataset}/catalogue.json",
         towers_read,
+        ancient(trained_first),  # one that is newer says nothing else: then this one trains for itself
     output:
         record="records/{dataset}/{method}/seed{seed}.json",
         predictions="predictions/{dataset}/{method}/seed{seed}.parquet",

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, set_seed
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, normalize, one_hot
 from tqdm.auto import tqdm
@@ -40,7 +42,7 @@ from icssl_lib.fast import fast, narrowed
 from icssl_lib.graphs import Replay, can_capture
 from icssl_lib.images import ImageStore, written_whole
 from icssl_lib.lexical import Lexical, geometric_mean
-from icssl_lib.methods import adapted_by, entry_of
+from icssl_lib.methods import adapted_by, entry_of, trained_alike, trainings
 from icssl_lib.metrics import scores as metrics_of
 from icssl_lib.runs import digest, piece
 from icssl_lib.scale import START, Checkpoint, batches_left, in_processes, local_rows, sum_gradients
@@ -117,14 +119,18 @@ def classify_fractions_here(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The method's classifiers on every fraction of Train, from the encoder that the run folder holds.
 
-    A fraction that is finished is not trained again when the stage was killed in a later one.
+    A fraction that is finished is not trained again when the stage was killed in a later one. What several methods of
+    the study train alike is trained once: its weights lie in ``trainings`` until the last of them has its record.
 
     Returns:
         scores: one row per fraction: dataset, method, fraction, seed, n_train, the metrics on Test, dev_accuracy,
             test_readings, seconds. predictions: one row per fraction and Test item: dataset, method, fraction, seed,
             id, label, predicted, confidence.
     """
-    made_by, entry, study = adapted_by(study, method), entry_of(study, method), study.of(method)
+    made_by, entry, users = adapted_by(study, method), entry_of(study, method), trained_alike(study, method)
+    kept = out / "trainings" / catalogue.name / f"seed{seed}"
+    folders = {role: kept / digest(trainings(study, method)[role]) for role in users}
+    study = study.of(method)
     vision = vision_model(study, out)
     encoder = str(piece(out, "encoders", catalogue.name, made_by, seed)) if made_by else text_model(study, out)
     towers = Path(encoder, "towers.safetensors") if made_by and entry.looks else None
@@ -152,7 +158,14 @@ def classify_fractions_here(
             keep = piece(out, "classifiers", catalogue.name, method, seed) / name
         started = time.perf_counter()
         checkpoint = unfinished / f"{name}.pt"
-        read = classify(method, encoder, catalogue, study, fraction, seed, keep, checkpoint, key, vision, towers)
+        same = seed, fraction, path_here(study.runtime), encoder, made, catalogue.split_hash
+        weights = {
+            role: folder / f"{name}-{digest(*same, *(() if role == 'finetune' else shown))}.safetensors"
+            for role, folder in folders.items()
+        }
+        read = classify(
+            method, encoder, catalogue, study, fraction, seed, keep, checkpoint, key, vision, towers, weights
+        )
         seconds = round(time.perf_counter() - started, 2)
         keys = {"dataset": catalogue.name, "method": method, "fraction": fraction, "seed": seed}
         metrics = metrics_of(read.predictions.label, read.predictions.predicted, head, tail)
@@ -169,6 +182,10 @@ def classify_fractions_here(
         table.attrs = {}
     if main:
         shutil.rmtree(unfinished, ignore_errors=True)
+        for role, folder in folders.items():
+            records = [piece(out, "records", catalogue.name, m, seed).with_suffix(".json") for m in users[role]]
+            if all(path.is_file() for path in records if path.parent.name != method):  # nobody is left to read them
+                shutil.rmtree(folder, ignore_errors=True)
     return pd.DataFrame(scores), pd.concat(tables, ignore_index=True)
 
 
@@ -190,6 +207,7 @@ def classify(
     key: str = "",
     vision: VisionConfig | None = None,
     towers: Path | None = None,
+    shared: dict[str, Path] | None = None,
 ) -> Classified:
     """Train the method's classifier on a nested fraction of Train, then read Test once.
 
@@ -204,6 +222,8 @@ def classify(
         vision: the vision tower to start from, where pictures are seen; None: the study's, which must not be
             "pretrained" then.
         towers: file of adapted towers (`adapt.save`) whose vision backbone is started from instead.
+        shared: of `methods.trainings`, the files of those that other methods of the study train too: read where they
+            are there, else written.
 
     Raises: ValueError: the classifier needs pictures, and the catalogue has none.
     """
@@ -220,7 +240,8 @@ def classify(
 
     def fit(kind: str, train: pd.DataFrame, path: Path | None, **options: Any) -> Read:
         looking = vision or study.vision, towers
-        return _finetune(kind, encoder, looking, train, catalogue, study, seed, path, key, **options)
+        weights = (shared or {}).get("student" if "soft" in options else kind)
+        return _finetune(kind, encoder, looking, train, catalogue, study, seed, path, key, shared=weights, **options)
 
     words = None
     if entry.classifier == "tfidf" or entry.lexical:
@@ -286,46 +307,102 @@ def _finetune(
     key: str,
     keep: Path | None = None,
     soft: np.ndarray | None = None,
+    shared: Path | None = None,
 ) -> Read:
     """Cross-entropy on all weights with Adam (Chen & Chou, 2022, section 4).
 
     ``kind``: "finetune" reads titles; "image" pictures (each product has one); "joint" both. looking: the vision tower
     and, if its backbone was adapted, the file that holds it. soft: float32 (M, C), a teacher's probabilities of the
-    SSL part's products, which are trained on beside ``train``.
+    SSL part's products, which are trained on beside ``train``. shared: file for the weights, where other methods of
+    the study train the same; if it is there, nothing is trained.
     """
-    config, labels, dev = study.finetune, catalogue.labels, catalogue.part("dev")
+    config = study.finetune
     if kind == "joint" and config.uda_weight:
         raise ValueError("finetune.uda_weight: it replaces words of titles, and joint fusion reads pictures too; set 0")
-    if kind == "image":
-        dev = dev[dev.image_row >= 0].reset_index(drop=True)
+    if soft is not None and config.imbalance in ("class_balanced", "two_stage"):
+        raise ValueError(f"finetune.imbalance: {config.imbalance}: a teacher's probabilities are of no one class")
     set_seed(seed)
     accelerator = make_accelerator(study.runtime)
-    device = accelerator.device
     tokenizer = None if kind == "image" else AutoTokenizer.from_pretrained(encoder)
+    model = _untrained(kind, encoder, looking, catalogue.labels, study).to(accelerator.device)
+
+    def pictures(products: pd.DataFrame) -> Pictures | None:
+        return None if kind == "finetune" else Pictures(products, catalogue.images, accelerator.device)
+
+    def read(products: pd.DataFrame) -> np.ndarray:
+        with fast(model, study.runtime.fast):
+            return predict(model, tokenizer, list(products.title), study, accelerator, pictures(products))
+
+    trained = broadcast_object_list([shared is not None and shared.is_file()])[0]  # as the first process sees it
+    if trained:
+        load_weights(model, shared)
+    else:
+        _train(model, kind, tokenizer, read, pictures, train, catalogue, study, seed, path, key, soft, accelerator)
+    if accelerator.is_main_process:
+        if shared is not None and not trained:
+            shared.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(shared) as part:
+                save_model(model, str(part))
+        if keep is not None:
+            tokenizer.model_max_length = study.text.max_tokens
+            save_pretrained(model, tokenizer, keep)
+    return read
+
+
+def _untrained(
+    kind: str, encoder: str, looking: tuple[VisionConfig, Path | None], labels: list[str], study: Study
+) -> nn.Module:
+    """The classifier that `_finetune` trains: adapted weights below a last layer that is drawn anew."""
     if kind != "finetune":
         pooling = study.text.pooling
         text = None if kind == "image" else TextTower(load_text(encoder)[0], pooling, projection_dim=1, depth=0)
         vision = VisionTower(load_vision(looking[0]), 1, depth=0, size=looking[0].image_size)
         if looking[1]:
             vision.backbone.load_state_dict(adapted_backbone(looking[1]))
-        model = LookingClassifier(text, vision, len(labels))
-    elif config.head == "mean":
-        model = MeanPooledClassifier(encoder, len(labels))
-    else:
-        names = {
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
-        model = AutoModelForSequenceClassification.from_pretrained(
-            encoder, num_labels=len(labels), dtype=torch.float32, **names
-        )
-    model.to(device)
+        return LookingClassifier(text, vision, len(labels))
+    if study.finetune.head == "mean":
+        return MeanPooledClassifier(encoder, len(labels))
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    return AutoModelForSequenceClassification.from_pretrained(
+        encoder, num_labels=len(labels), dtype=torch.float32, **names
+    )
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Replace a model's weights by those of a file.
+
+    Raises: OSError: the file is damaged, or of another model.
+    """
+    try:
+        load_model(model, path)
+    except (SafetensorError, RuntimeError) as error:
+        what = str(error).splitlines()[0]
+        raise OSError(f"{path}: the weights cannot be read ({what}); delete it to train them anew") from error
+
+
+def _train(
+    model: nn.Module,
+    kind: str,
+    tokenizer,
+    read: Read,
+    pictures: Callable[[pd.DataFrame], Pictures | None],
+    train: pd.DataFrame,
+    catalogue: Catalogue,
+    study: Study,
+    seed: int,
+    path: Path | None,
+    key: str,
+    soft: np.ndarray | None,
+    accelerator: Accelerator,
+) -> None:
+    """The training of `_finetune`, whose arguments these are; it goes on from the checkpoint at ``path``."""
+    config, labels, dev, device = study.finetune, catalogue.labels, catalogue.part("dev"), accelerator.device
+    if kind == "image":
+        dev = dev[dev.image_row >= 0].reset_index(drop=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     target = torch.tensor(pd.Index(labels).get_indexer(train.label))
     prior = (target.bincount(minlength=len(labels)) + 1).log().to(device)  # one more each: no class is impossible
     if soft is not None:
-        if config.imbalance in ("class_balanced", "two_stage"):
-            raise ValueError(f"finetune.imbalance: {config.imbalance}: a teacher's probabilities are of no one class")
         train = pd.concat([train, catalogue.part("ssl").drop(columns="label")], ignore_index=True)
         target = torch.cat([one_hot(target, len(labels)).float(), torch.from_numpy(soft)])  # (N + M, C)
     epochs, steps = config.steps(len(train))
@@ -336,14 +413,6 @@ def _finetune(
     optimizer = accelerator.prepare(optimizer)
     state = {"model": model, "optimizer": optimizer, "schedule": schedule}
     checkpoint = Checkpoint(path, study.runtime.checkpoint_minutes, key, accelerator, **state) if path else None
-
-    def pictures(products: pd.DataFrame) -> Pictures | None:
-        return None if kind == "finetune" else Pictures(products, catalogue.images, device)
-
-    def read(products: pd.DataFrame) -> np.ndarray:
-        with fast(model, study.runtime.fast):
-            return predict(model, tokenizer, list(products.title), study, accelerator, pictures(products))
-
     wants_more = tokenizer is not None and config.uda_weight > 0
     tokens = tokenize(tokenizer, list(train.title), study.text.max_tokens) if tokenizer else None
     shown = pictures(train)
@@ -402,11 +471,6 @@ def _finetune(
         raise FloatingPointError(f"fine-tuning diverged: the loss is {loss.item()}; lower finetune.lr")
     if best[1] is not None:
         model.load_state_dict(best[1])
-    if keep is not None:
-        tokenizer.model_max_length = study.text.max_tokens
-        if accelerator.is_main_process:
-            save_pretrained(model, tokenizer, keep)
-    return read
 
 
 def only_last_layer(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int | None) -> None:

@@ -147,3 +147,34 @@ def adapted_by(study: "Study", method: str) -> str | None:
         return adapted_by(study, variant.of)
     entry = entry_of(study, method)
     return method if entry.adapts else entry.encoder
+
+
+def trainings(study: "Study", method: str) -> dict[str, tuple]:
+    """What is trained for the method's classifier on one data set, seed and fraction: role ("finetune", "image",
+    "joint", "student") and all of the study that it follows from. Where these are equal, so are the weights."""
+    entry, own, made_by = entry_of(study, method), study.of(method), adapted_by(study, method)
+    unused = {"label_names", "neighbours", "keep_classifiers"}
+    settings = own.text.model_dump_json(), own.finetune.model_dump_json(exclude=unused)
+    titles = made_by, entry.names or own.finetune.label_names, *settings
+    pictures = made_by, own.vision.model_dump_json(), *settings
+    parts = {"finetune": titles, "image": pictures, "joint": (*titles, *pictures)}
+
+    def of(kind: str) -> dict[str, tuple]:
+        return {part: (part, *parts[part]) for part in (["finetune", "image"] if kind == "late" else [kind])}
+
+    if entry.classifier in ("tfidf", "knn"):
+        return {}
+    if entry.classifier != "distilled":
+        return of(entry.classifier)
+    return of(entry.teacher) | {"student": ("student", *of(entry.teacher).values(), *titles)}
+
+
+def trained_alike(study: "Study", method: str) -> dict[str, list[str]]:
+    """Role of each of the method's `trainings` that others of the study have too, and all that have it, in the study's
+    order: the first trains it, the others read its weights."""
+    of_each = {other: trainings(study, other).values() for other in study.methods}
+    users = {
+        role: [other for other, theirs in of_each.items() if training in theirs]
+        for role, training in trainings(study, method).items()
+    }
+    return {role: found for role, found in users.items() if set(found) - {method}}

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from icssl_lib.catalogue import PARTS, normalise_title, split
 from icssl_lib.config import Study, nearest
 from icssl_lib.images import decode, written_whole
-from icssl_lib.methods import METHODS, adapted_by, entry_of
+from icssl_lib.methods import METHODS, adapted_by, entry_of, trained_alike
 from icssl_lib.paper import TABLE1
 from icssl_lib.pretrain import VISION_MODEL, text_shape, vision_shape
 from icssl_lib.runs import may_fork
@@ -303,7 +303,7 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
     """
     wide = study.runtime.precision == "no" or (study.runtime.precision == "auto" and study.runtime.device == "cpu")
     half = 1.0 if wide else 0.5  # activations of 16 bits; on a CPU that need not have them, the larger is planned
-    jobs, pretrained, ingested, encoders, read = [], {}, {}, {}, {name: [] for name in data}
+    jobs, pretrained, ingested, encoders, trained, read = [], {}, {}, {}, {}, {name: [] for name in data}
     tiny = study.pretrain
     for name, model in (("text", study.text.model), ("vision", study.vision.model)):
         if model == "pretrained":
@@ -376,9 +376,9 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                 )  # fmt: skip
     for seed in study.seeds:
         for method in study.methods:
-            entry, own = entry_of(study, method), study.of(method)
+            entry, own, alike = entry_of(study, method), study.of(method), trained_alike(study, method)
             for name, d in data.items():
-                needs = [ingested[name]]
+                needs = [ingested[name], *{trained[u[0], name, seed] for u in alike.values() if u[0] != method}]
                 if made_by := adapted_by(study, method):
                     needs.append(encoders[made_by, name, seed])
                 elif "text" in pretrained and entry.classifier != "image":
@@ -396,6 +396,8 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                 kind = entry.teacher if entry.classifier == "distilled" else entry.classifier
                 seen = {"finetune": ["text"], "knn": ["text"], "image": ["vision"]}
                 seen = seen.get(kind, ["text", "vision"])  # as if each product had a picture
+                roles = {"late": ("finetune", "image"), "knn": ()}.get(kind, (kind,))
+                left = [role for role in roles if alike.get(role, [method])[0] == method]  # no other trains it
                 forwards, params, saved = (sum(getattr(cost[t], a) for t in seen) for a in ("flops", "params", "saved"))
                 head = sum(cost[t].width for t in seen) * d.classes
                 readings = len(steps) * (d.test + d.dev)
@@ -415,21 +417,30 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                     steps = [round(8 / 3 * s) for s in steps]
                 if config.imbalance == "two_stage":  # once more, without a gradient of the encoder
                     steps = [round(4 / 3 * s) for s in steps]
-                batch = config.batch_size
+                batch, trains = config.batch_size, forwards
+                if len(left) < len(roles):
+                    kind = left[0] if left else ""
+                    steps = steps if left else [0]
+                    trains = cost["vision" if kind == "image" else "text"].flops
                 if entry.classifier == "distilled":  # one job of the DAG; here two, since their steps cost differently
                     needs = [*needs, len(jobs)]
                     jobs.append(
-                        Job("teach", method, name, kind, sum(steps), batch, 3 * sum(steps) * batch * forwards,
+                        Job("teach", method, name, kind, sum(steps), batch, 3 * sum(steps) * batch * trains,
                             PROCESS + 16 * (params + head) + half * saved * batch,
-                            forward=dict.fromkeys(seen, len(steps) * (d.ssl + d.dev)), after=needs[:-1])
+                            forward=dict.fromkeys(seen, len(config.fractions) * (d.ssl + d.dev)), after=needs[:-1])
                     )  # fmt: skip
-                    steps, kind, seen = finetune_steps(own, d.train, d.ssl), "finetune", ["text"]
+                    steps, kind, seen, trains = finetune_steps(own, d.train, d.ssl), "finetune", ["text"], forwards
+                    if alike.get("student", [method])[0] != method:
+                        steps, kind = [0], ""
                 kept = len(config.keep_classifiers) if entry.classifier in ("finetune", "distilled") else 0
+                if seed == study.seeds[0]:  # what others train alike lies there until the seed is done
+                    kept += len(config.fractions) * sum(users[0] == method for users in alike.values())
+                trained[method, name, seed] = len(jobs)
                 read[name].append(len(jobs))
                 jobs.append(
                     Job(
                         "finetune", method, name, kind, sum(steps), batch,
-                        3 * sum(steps) * batch * (forwards + 2 * head) + readings * forwards,
+                        3 * sum(steps) * batch * (trains + 2 * head) + readings * forwards,
                         PROCESS + 16 * (params + head) + max(half * saved * batch, word_memory),
                         kept * 4 * (params + head + entry.lexical * d.classes * d.train) + readings * 30,
                         dict.fromkeys(seen, readings), word_seconds, after=needs,
