@@ -211,6 +211,7 @@ rule explore:
         notebook="notebooks/explore_embeddings-{dataset}.ipynb",
     params:
         notebook="explore_embeddings",
+    priority: 65  # before the other classifiers: half a minute each, at the end one core would wait for another's map
     log: "logs/explore_embeddings-{dataset}.log",
     shell: f"{EXECUTE} dataset={{wildcards.dataset}} after={AFTER} seed={STUDY.seeds[0]} > {{log}} 2>&1"
 

@@ -6,7 +6,7 @@ from test_variants import with_variants
 
 from icssl_lib import finetune, plan, runs
 from icssl_lib.adapt import adapt, save
-from icssl_lib.config import load_config
+from icssl_lib.config import RuntimeConfig, load_config
 from icssl_lib.finetune import classify_fractions
 from icssl_lib.methods import METHODS, trained_alike, trainings
 
@@ -143,3 +143,15 @@ def test_a_damaged_file_is_named(study, toy, adapted):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(OSError, match=r"trainings.*f020.*the weights cannot be read .*; delete it to train them anew"):
         classify_fractions("self_trained", toy, study, 0, out, progress=False)
+
+
+def test_several_processes_read_the_weights_of_the_first(study, toy, tmp_path):
+    several = {"methods": ["origin"], "runtime": RuntimeConfig(device="cpu", processes=2)}
+    study = with_variants(study.model_copy(update=several), twin={"of": "origin", "finetune": {"keep_classifiers": []}})
+    first = classify_fractions("origin", toy, study, 0, tmp_path, progress=False)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "trainings").rglob("*.safetensors")}
+    assert len(files) == 2
+    twin = classify_fractions("twin", toy, study, 0, tmp_path, progress=False)
+    columns = ["id", "predicted", "confidence"]
+    assert twin[1][columns].equals(first[1][columns])
+    assert files == {path: path.stat().st_mtime_ns for path in files}
