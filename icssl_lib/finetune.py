@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -128,8 +129,8 @@ def classify_fractions_here(
             id, label, predicted, confidence.
     """
     made_by, entry, users = adapted_by(study, method), entry_of(study, method), trained_alike(study, method)
-    kept = out / "trainings" / catalogue.name / f"seed{seed}"
-    folders = {role: kept / digest(trainings(study, method)[role]) for role in users}
+    weights = out / "trainings" / catalogue.name / f"seed{seed}"
+    folders = {role: weights / digest(trainings(study, method)[role]) for role in users}
     study = study.of(method)
     vision = vision_model(study, out)
     encoder = str(piece(out, "encoders", catalogue.name, made_by, seed)) if made_by else text_model(study, out)
@@ -139,15 +140,18 @@ def classify_fractions_here(
     tail = tail + sorted(set(catalogue.part("test").label) - set(catalogue.label_counts.index))
     scores, tables = [], []
     unfinished = piece(out, "checkpoints", catalogue.name, method, seed)
-    made = _made(encoder)
-    shown = (vision, _made(vision.model.removeprefix("local-dir:"))) if entry.looks else ()
+    ingested, made = _written(catalogue.folder / "catalogue.json"), _written(Path(encoder, "model.safetensors"))
+    local = Path(vision.model.removeprefix("local-dir:"), "model.safetensors")
+    shown = (vision, _written(local)) if entry.looks else ()
+    # What each training starts from; pictures alone have no use for an encoder of titles, but for its adapted towers.
+    start = {"finetune": (encoder, made), "image": (*shown, made) if towers else shown}
     main = int(os.environ.get("RANK", 0)) == 0
     bar = f"{catalogue.name} {method} seed {seed}"
     for fraction in tqdm(study.finetune.fractions, desc=bar, disable=not (progress and main)):
         name = f"f{round(100 * fraction):03d}"
         settings = study.text, study.finetune, *path_here(study.runtime)
         parts = (method, seed, fraction, *settings, encoder, made, *entry.recipe)
-        key = digest(*parts, catalogue.split_hash, *shown)
+        key = digest(*parts, catalogue.split_hash, ingested, *shown)
         finished = unfinished / f"{name}.parquet"
         if finished.is_file() and (table := pd.read_parquet(finished)).attrs["key"] == key:
             scores.append(table.attrs["scores"])
@@ -158,13 +162,13 @@ def classify_fractions_here(
             keep = piece(out, "classifiers", catalogue.name, method, seed) / name
         started = time.perf_counter()
         checkpoint = unfinished / f"{name}.pt"
-        same = seed, fraction, path_here(study.runtime), encoder, made, catalogue.split_hash
-        weights = {
-            role: folder / f"{name}-{digest(*same, *(() if role == 'finetune' else shown))}.safetensors"
+        given = fraction, study.runtime, *path_here(study.runtime), catalogue.split_hash, ingested
+        shared = {
+            role: folder / f"{name}-{digest(*given, *start.get(role, (encoder, made, *shown)))}.safetensors"
             for role, folder in folders.items()
         }
         read = classify(
-            method, encoder, catalogue, study, fraction, seed, keep, checkpoint, key, vision, towers, weights
+            method, encoder, catalogue, study, fraction, seed, keep, checkpoint, key, vision, towers, shared
         )
         seconds = round(time.perf_counter() - started, 2)
         keys = {"dataset": catalogue.name, "method": method, "fraction": fraction, "seed": seed}
@@ -183,16 +187,22 @@ def classify_fractions_here(
     if main:
         shutil.rmtree(unfinished, ignore_errors=True)
         for role, folder in folders.items():
-            records = [piece(out, "records", catalogue.name, m, seed).with_suffix(".json") for m in users[role]]
-            if all(path.is_file() for path in records if path.parent.name != method):  # nobody is left to read them
-                shutil.rmtree(folder, ignore_errors=True)
+            records = [piece(out, "records", catalogue.name, m, seed) for m in users[role] if m != method]
+            _clear(folder, [path.with_suffix(".json") for path in records])
     return pd.DataFrame(scores), pd.concat(tables, ignore_index=True)
 
 
-def _made(folder: str) -> int | None:
-    """When a folder's weights were written, for one made anew is another; None for a hub's name."""
-    weights = Path(folder, "model.safetensors")
-    return weights.stat().st_mtime_ns if weights.is_file() else None
+def _written(path: Path) -> int | None:
+    """When a file was written, for one made anew is another; None where there is none (a hub's name)."""
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _clear(folder: Path, records: list[Path]) -> None:
+    """Remove the weights that ``folder`` holds if nobody is left to read them: each of the records, of the others that
+    train alike, is newer. (`runs.collect` removes what two that end at once leave to each other.)"""
+    newest = max((_written(path) for path in folder.glob("*.safetensors")), default=0)
+    if all((_written(path) or 0) > newest for path in records):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def classify(
@@ -306,23 +316,25 @@ def _finetune(
     path: Path | None,
     key: str,
     keep: Path | None = None,
-    soft: np.ndarray | None = None,
+    soft: Callable[[], np.ndarray] | None = None,
     shared: Path | None = None,
 ) -> Read:
     """Cross-entropy on all weights with Adam (Chen & Chou, 2022, section 4).
 
     ``kind``: "finetune" reads titles; "image" pictures (each product has one); "joint" both. looking: the vision tower
-    and, if its backbone was adapted, the file that holds it. soft: float32 (M, C), a teacher's probabilities of the
-    SSL part's products, which are trained on beside ``train``. shared: file for the weights, where other methods of
-    the study train the same; if it is there, nothing is trained.
+    and, if its backbone was adapted, the file that holds it. soft: yields a teacher's probabilities of the SSL part's
+    products, float32 (M, C), which are trained on beside ``train``. shared: file for the weights, where other methods
+    of the study train the same; if it is there, nothing is trained, nor is a teacher.
     """
     config = study.finetune
     if kind == "joint" and config.uda_weight:
         raise ValueError("finetune.uda_weight: it replaces words of titles, and joint fusion reads pictures too; set 0")
     if soft is not None and config.imbalance in ("class_balanced", "two_stage"):
         raise ValueError(f"finetune.imbalance: {config.imbalance}: a teacher's probabilities are of no one class")
-    set_seed(seed)
     accelerator = make_accelerator(study.runtime)
+    trained = broadcast_object_list([shared is not None and shared.is_file()])[0]  # as the first process sees it
+    taught = soft() if soft and not trained else None
+    set_seed(seed)
     tokenizer = None if kind == "image" else AutoTokenizer.from_pretrained(encoder)
     model = _untrained(kind, encoder, looking, catalogue.labels, study).to(accelerator.device)
 
@@ -333,16 +345,15 @@ def _finetune(
         with fast(model, study.runtime.fast):
             return predict(model, tokenizer, list(products.title), study, accelerator, pictures(products))
 
-    trained = broadcast_object_list([shared is not None and shared.is_file()])[0]  # as the first process sees it
     if trained:
         load_weights(model, shared)
+        accelerator.wait_for_everyone()  # before the first may remove the file
     else:
-        _train(model, kind, tokenizer, read, pictures, train, catalogue, study, seed, path, key, soft, accelerator)
+        data = train, catalogue, study, seed
+        _train(model, kind, tokenizer, read, pictures, *data, path, key, soft=taught, accelerator=accelerator)
     if accelerator.is_main_process:
         if shared is not None and not trained:
-            shared.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(shared) as part:
-                save_model(model, str(part))
+            save_weights(model, shared)
         if keep is not None:
             tokenizer.model_max_length = study.text.max_tokens
             save_pretrained(model, tokenizer, keep)
@@ -366,6 +377,14 @@ def _untrained(
     return AutoModelForSequenceClassification.from_pretrained(
         encoder, num_labels=len(labels), dtype=torch.float32, **names
     )
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's weights whole, also where another process writes the same file at this moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        save_model(model, f"{folder}/weights")
+        os.replace(f"{folder}/weights", path)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -392,10 +411,12 @@ def _train(
     seed: int,
     path: Path | None,
     key: str,
+    *,
     soft: np.ndarray | None,
     accelerator: Accelerator,
 ) -> None:
-    """The training of `_finetune`, whose arguments these are; it goes on from the checkpoint at ``path``."""
+    """The training of `_finetune`, whose arguments these are; it goes on from the checkpoint at ``path``. soft: (M, C)
+    or None."""
     config, labels, dev, device = study.finetune, catalogue.labels, catalogue.part("dev"), accelerator.device
     if kind == "image":
         dev = dev[dev.image_row >= 0].reset_index(drop=True)
@@ -664,8 +685,12 @@ def _distilled(
     labels, and its probabilities of the SSL part's products are the targets of a classifier that reads titles alone,
     beside the labels themselves. So at inference it is BERT as ever."""
     beside = path.with_stem(f"{path.stem}-teacher") if path else None
-    teach = _late(fit, train, catalogue, beside) if teacher == "late" else fit(teacher, train, beside)
-    return fit("finetune", train, path, keep=keep, soft=teach(catalogue.part("ssl")).astype(np.float32))
+
+    def soft() -> np.ndarray:
+        teach = _late(fit, train, catalogue, beside) if teacher == "late" else fit(teacher, train, beside)
+        return teach(catalogue.part("ssl")).astype(np.float32)
+
+    return fit("finetune", train, path, keep=keep, soft=soft)
 
 
 def picture_weight(title: np.ndarray, picture: np.ndarray, labels: list[str], dev: pd.DataFrame) -> float:

@@ -153,7 +153,7 @@ def trainings(study: "Study", method: str) -> dict[str, tuple]:
     """What is trained for the method's classifier on one data set, seed and fraction: role ("finetune", "image",
     "joint", "student") and all of the study that it follows from. Where these are equal, so are the weights."""
     entry, own, made_by = entry_of(study, method), study.of(method), adapted_by(study, method)
-    unused = {"label_names", "neighbours", "keep_classifiers"}
+    unused = {"label_names", "neighbours", "keep_classifiers"}  # the first stands in `titles`
     settings = own.text.model_dump_json(), own.finetune.model_dump_json(exclude=unused)
     titles = made_by, entry.names or own.finetune.label_names, *settings
     pictures = made_by, own.vision.model_dump_json(), *settings

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from icssl_lib.catalogue import PARTS, normalise_title, split
 from icssl_lib.config import Study, nearest
 from icssl_lib.images import decode, written_whole
-from icssl_lib.methods import METHODS, adapted_by, entry_of, trained_alike
+from icssl_lib.methods import METHODS, adapted_by, entry_of, trained_alike, trainings
 from icssl_lib.paper import TABLE1
 from icssl_lib.pretrain import VISION_MODEL, text_shape, vision_shape
 from icssl_lib.runs import may_fork
@@ -273,6 +273,10 @@ def adapt_steps(study: Study, pairs: int) -> tuple[int, int]:
     return (study.adapt.epochs * (pairs // batch) if batch else 0), batch
 
 
+# The towers of a classifier, or of one of its `trainings`; of any other, both.
+SEES = {"finetune": ["text"], "student": ["text"], "knn": ["text"], "image": ["vision"]}
+
+
 def finetune_steps(study: Study, n_train: int, more: int = 0) -> list[int]:
     """Steps of the classifier on each fraction of a Train part of so many products, and ``more`` beside them."""
     sizes = [max(1, math.ceil(round(f * n_train, 6))) for f in study.finetune.fractions]
@@ -394,9 +398,8 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                     continue
                 steps, cost = finetune_steps(own, d.train), tower(round(d.longest))
                 kind = entry.teacher if entry.classifier == "distilled" else entry.classifier
-                seen = {"finetune": ["text"], "knn": ["text"], "image": ["vision"]}
-                seen = seen.get(kind, ["text", "vision"])  # as if each product had a picture
-                roles = {"late": ("finetune", "image"), "knn": ()}.get(kind, (kind,))
+                seen = SEES.get(kind, ["text", "vision"])  # as if each product had a picture
+                roles = trainings(study, method).keys() - {"student"}
                 left = [role for role in roles if alike.get(role, [method])[0] == method]  # no other trains it
                 forwards, params, saved = (sum(getattr(cost[t], a) for t in seen) for a in ("flops", "params", "saved"))
                 head = sum(cost[t].width for t in seen) * d.classes
@@ -422,19 +425,20 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                     kind = left[0] if left else ""
                     steps = steps if left else [0]
                     trains = cost["vision" if kind == "image" else "text"].flops
-                if entry.classifier == "distilled":  # one job of the DAG; here two, since their steps cost differently
+                if "student" in alike and alike["student"][0] != method:  # then no teacher is asked either
+                    steps, kind, seen = [0], "", ["text"]
+                elif entry.classifier == "distilled":  # one job of the DAG; here two: their steps cost differently
                     needs = [*needs, len(jobs)]
                     jobs.append(
                         Job("teach", method, name, kind, sum(steps), batch, 3 * sum(steps) * batch * trains,
                             PROCESS + 16 * (params + head) + half * saved * batch,
                             forward=dict.fromkeys(seen, len(config.fractions) * (d.ssl + d.dev)), after=needs[:-1])
                     )  # fmt: skip
-                    steps, kind, seen, trains = finetune_steps(own, d.train, d.ssl), "finetune", ["text"], forwards
-                    if alike.get("student", [method])[0] != method:
-                        steps, kind = [0], ""
+                    steps, kind, seen = finetune_steps(own, d.train, d.ssl), "finetune", ["text"]
+                    trains = cost["text"].flops
                 kept = len(config.keep_classifiers) if entry.classifier in ("finetune", "distilled") else 0
-                if seed == study.seeds[0]:  # what others train alike lies there until the seed is done
-                    kept += len(config.fractions) * sum(users[0] == method for users in alike.values())
+                first = [t for role, users in alike.items() if users[0] == method for t in SEES.get(role, cost)]
+                shared = len(config.fractions) * sum(4 * cost[t].params for t in first)  # until the others have read it
                 trained[method, name, seed] = len(jobs)
                 read[name].append(len(jobs))
                 jobs.append(
@@ -442,7 +446,7 @@ def jobs_of(study: Study, data: dict[str, Data], tower: Callable[[int], dict[str
                         "finetune", method, name, kind, sum(steps), batch,
                         3 * sum(steps) * batch * (trains + 2 * head) + readings * forwards,
                         PROCESS + 16 * (params + head) + max(half * saved * batch, word_memory),
-                        kept * 4 * (params + head + entry.lexical * d.classes * d.train) + readings * 30,
+                        kept * 4 * (params + head + entry.lexical * d.classes * d.train) + readings * 30 + shared,
                         dict.fromkeys(seen, readings), word_seconds, after=needs,
                     )
                 )  # fmt: skip

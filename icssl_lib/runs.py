@@ -192,6 +192,7 @@ def collect(study: Study, out: Path) -> pd.DataFrame:
     results = pd.DataFrame(rows)[RESULTS]  # in the order of the configuration, the fractions within a seed
     with written_whole(out / "results.csv") as part:
         results.to_csv(part, index=False, float_format="%.6f")
+    shutil.rmtree(out / "trainings", ignore_errors=True)  # weights that methods shared; all have their records
     return results
 
 
