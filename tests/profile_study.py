@@ -1,10 +1,12 @@
 """Where do a finished study's minutes go?
 
-    .venv/bin/python tests/profile_study.py runs/quick [--out figures/bench-half/profile_after.csv]
+    .venv/bin/python tests/profile_study.py runs/quick [--cores 2 4] [--out figures/bench-half/profile_after.csv]
 
 Per stage, from Snakemake's log and the executed notebooks: jobs, their core-seconds from start to end, those of the
 notebooks' longest cells (the work itself: training, ingest, projection) and of their other cells (imports, drawing,
 tables), and what is left: the start of kernel and job, and writing. share: of all jobs' seconds.
+
+--cores tells how long the same jobs would take at most on so many cores of this kind.
 """
 
 import argparse
@@ -58,6 +60,19 @@ RULES = {
 }
 
 
+def at_most(seconds: dict[str, list[float]], cores: int) -> float:
+    """Seconds on so many cores, whatever the order in which jobs are begun, as long as no core waits that has one:
+    work / cores + (1 - 1 / cores) * the longest chain (Graham, 1969), and in full what has all cores to itself.
+
+    No chain is longer than the longest jobs of all rules together, of fine-tuning two: one may wait for another's
+    weights. seconds: of each rule's jobs, as `jobs` returns them.
+    """
+    alone = sum(seconds.get("cost", []))
+    shared = {rule: each for rule, each in seconds.items() if rule not in ("cost", "all")}
+    chain = sum(max(each) for each in shared.values()) + max(shared.get("finetune", [0]))
+    return sum(map(sum, shared.values())) / cores + (1 - 1 / cores) * chain + alone
+
+
 def profile(out: Path) -> pd.DataFrame:
     """One row per stage, in the order of the DAG.
 
@@ -84,17 +99,25 @@ def profile(out: Path) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default="runs/quick")
-    parser.add_argument("--out", type=Path, help="a CSV for the documentation")
+    parser.add_argument("--cores", type=int, nargs="+", default=[], help="how long it would take on so many")
+    parser.add_argument("--out", type=Path, help="a CSV of the stages, for the documentation")
+    parser.add_argument("--bounds", type=Path, help="a CSV of what --cores asks")
     options = parser.parse_args()
     table = profile(options.folder)
     wall = json.loads((options.folder / "wall.json").read_text())
     busy = table.seconds.sum() / (wall["seconds"] * wall["cores"])
     print(table.to_string(index=False))
     print(f"{wall['seconds']:.0f} s on {wall['cores']} cores, which had a job for {busy:.0%} of the time")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(options.out) as part:
-            table.to_csv(part, index=False)
+    ended = jobs((options.folder / "study.log").read_text(errors="replace"))
+    minutes = [[at_most(ended, n) / 60, wall["seconds"] / 60 if n == wall["cores"] else None] for n in options.cores]
+    bounds = pd.DataFrame(minutes, options.cores, ["at_most_minutes", "real_minutes"]).rename_axis("cores").round(1)
+    if options.cores:
+        print(bounds.to_string(na_rep="-"))
+    for path, made in ((options.out, table.set_index("stage")), (options.bounds, bounds)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as part:
+                made.to_csv(part)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import toys
+from profile_study import at_most
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from icssl_lib import plan as planning
@@ -210,6 +211,18 @@ def test_wall_is_the_longest_way_through_the_dag():
     assert wall(jobs, [5, 3, 4, 1], devices=1) == 13
     assert wall(jobs, [5, 3, 4, 1], devices=2) == 10
     assert wall(jobs, [5, 3, 4, 1], devices=9) == 10
+
+
+def test_a_studys_jobs_on_more_cores_take_at_most():
+    seconds = {"pretrain": [10.0, 4.0], "finetune": [3.0, 5.0, 4.0], "cost": [7.0], "all": [0.0]}
+    assert at_most(seconds, 1) == 26 + 7
+    assert at_most(seconds, 2) == 26 / 2 + (10 + 5 + 5) / 2 + 7
+    # One after the other on one core; pretraining beside it on the second; never less than the longest chain.
+    assert at_most(seconds, 100) == pytest.approx(10 + 5 + 5 + 7, abs=0.1)
+    schedule = [Job("", "", after=[]), Job("", "", after=[])] + [Job("", "", after=[0])] * 3
+    for cores in (1, 2, 3, 4):
+        real = wall(schedule, [10.0, 4.0, 3.0, 5.0, 4.0], cores)
+        assert real + 7 <= at_most(seconds, cores) + 1e-9, cores
 
 
 def test_ingested_catalogue_is_counted_exactly(tmp_path):
