@@ -29,6 +29,7 @@ HEAVY = [
         "transformers.models.auto.modeling_auto",
         "papermill",
         "ipykernel.kernelapp",
+        "ipykernel.debugger",  # each kernel has one; it is compiled at each import, a third of a kernel's start
     ),
     *(
         "matplotlib.pyplot",
@@ -84,6 +85,7 @@ def serve(address: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)  # clients connect at once, and wait
         listener.listen(128)
+        os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else the debugger says that it is of no use here
         for name in HEAVY:
             importlib.import_module(name)
         signal.setitimer(signal.ITIMER_REAL, 0)  # from here on the loop looks
