@@ -249,7 +249,7 @@ def test_plan_of_the_smoke_study_is_saved_and_runs_nothing(root, tmp_path, capsy
     plan = json.loads(saved.read_text())
     assert plan["total"]["hours"] > plan["total"]["wall_hours"] > plan["total"]["hours"] / 2
     stages = {(row["stage"], row["method"]): row["jobs"] for row in plan["stages"]}
-    assert len(stages) == 2 + 1 + 3 + 5 + 1 + 1
+    assert len(stages) == 2 + 1 + 3 + 6 + 1 + 1
     assert (stages["pretrain", "vision"], stages["adapt", "simcse"], stages["finetune", "tfidf"]) == (1, 2, 2)
     said = capsys.readouterr().out
     assert f"{plan['total']['jobs'] + 1} jobs are left to run" in said

@@ -120,7 +120,7 @@ def test_fractions_are_nested(results, study, out):
 
 def test_executed_notebooks_ran_through_and_show_pictures(out):
     notebooks = sorted((out / "notebooks").glob("*.ipynb"))
-    assert len(notebooks) == 2 + 1 + 3 * 2 + 5 * 2 + 2 + 1
+    assert len(notebooks) == 2 + 1 + 3 * 2 + 6 * 2 + 2 + 1
     for path in notebooks:
         code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
         outputs = [output for cell in code for output in cell.outputs]
@@ -234,11 +234,11 @@ def test_second_call_does_nothing(config, out):
 @pytest.mark.parametrize(
     ("section", "change", "expected"),
     [
-        ("finetune", {"epochs": 3}, {"finetune": 10}),
+        ("finetune", {"epochs": 3}, {"finetune": 12}),
         ("adapt", {"epochs": 3}, {"adapt": 6, "finetune": 6}),
-        ("pretrain", {"text_epochs": 2}, {"pretrain": 2, "adapt": 6, "finetune": 10}),
-        (None, {"split_seed": 1}, {"catalogue": 1, "adapt": 6, "finetune": 10}),
-        (None, {"seeds": [0, 1, 2]}, {"adapt": 3, "finetune": 5}),
+        ("pretrain", {"text_epochs": 2}, {"pretrain": 2, "adapt": 6, "finetune": 12}),
+        (None, {"split_seed": 1}, {"catalogue": 1, "adapt": 6, "finetune": 12}),
+        (None, {"seeds": [0, 1, 2]}, {"adapt": 3, "finetune": 6}),
     ],
 )
 def test_only_what_a_setting_touches_runs_again(section, change, expected, config, out, tmp_path):
