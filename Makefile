@@ -21,6 +21,9 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 # moved clone; then, or when its Python is gone, .venv is made anew.
 USABLE := $(shell test "$$(cat .venv/stamp 2>/dev/null)" = "$$(pwd -P)" && .venv/bin/python -V 2>/dev/null)
 
+# Some images forbid Python to keep what it compiles; then each of a study's processes would compile its imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help study plan test lessons bench scale slurm lab lint lock unusable
 
 help:  ## this list
