@@ -129,8 +129,8 @@ def classify_fractions_here(
             id, label, predicted, confidence.
     """
     made_by, entry, users = adapted_by(study, method), entry_of(study, method), trained_alike(study, method)
-    weights = out / "trainings" / catalogue.name / f"seed{seed}"
-    folders = {role: weights / digest(trainings(study, method)[role]) for role in users}
+    alike = out / "trainings" / catalogue.name / f"seed{seed}"
+    folders = {role: alike / digest(trainings(study, method)[role]) for role in users}
     study = study.of(method)
     vision = vision_model(study, out)
     encoder = str(piece(out, "encoders", catalogue.name, made_by, seed)) if made_by else text_model(study, out)
@@ -363,7 +363,10 @@ def _finetune(
 def _untrained(
     kind: str, encoder: str, looking: tuple[VisionConfig, Path | None], labels: list[str], study: Study
 ) -> nn.Module:
-    """The classifier that `_finetune` trains: adapted weights below a last layer that is drawn anew."""
+    """The classifier that `_finetune` trains: adapted weights below a last layer that is drawn anew, on the CPU.
+
+    Raises: ModelError: no such encoder or tower.
+    """
     if kind != "finetune":
         pooling = study.text.pooling
         text = None if kind == "image" else TextTower(load_text(encoder)[0], pooling, projection_dim=1, depth=0)
@@ -380,7 +383,10 @@ def _untrained(
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's weights whole, also where another process writes the same file at this moment."""
+    """Write a model's weights (safetensors) whole, also where another process writes the same file at this moment.
+
+    Raises: OSError: they cannot be written (a full disk); no half-written file is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         save_model(model, f"{folder}/weights")
@@ -415,8 +421,11 @@ def _train(
     soft: np.ndarray | None,
     accelerator: Accelerator,
 ) -> None:
-    """The training of `_finetune`, whose arguments these are; it goes on from the checkpoint at ``path``. soft: (M, C)
-    or None."""
+    """The training of `_finetune`, whose arguments these are, in place; it goes on from the checkpoint at ``path``.
+
+    Args: soft: what that yielded, float32 (M, C), or None. read: the model's reading, for ``selection: best_dev``.
+    Raises: FloatingPointError: the loss is not finite. OSError: the checkpoint cannot be read or written.
+    """
     config, labels, dev, device = study.finetune, catalogue.labels, catalogue.part("dev"), accelerator.device
     if kind == "image":
         dev = dev[dev.image_row >= 0].reset_index(drop=True)

@@ -170,8 +170,8 @@ def trainings(study: "Study", method: str) -> dict[str, tuple]:
 
 
 def trained_alike(study: "Study", method: str) -> dict[str, list[str]]:
-    """Role of each of the method's `trainings` that others of the study have too, and all that have it, in the study's
-    order: the first trains it, the others read its weights."""
+    """Role of each of the method's `trainings` that others of the study have too, and all methods that have it, in the
+    study's order: the first trains it, the others read its weights. Empty where the method shares nothing."""
     of_each = {other: trainings(study, other).values() for other in study.methods}
     users = {
         role: [other for other, theirs in of_each.items() if training in theirs]

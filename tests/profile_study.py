@@ -61,8 +61,8 @@ RULES = {
 
 
 def at_most(seconds: dict[str, list[float]], cores: int) -> float:
-    """Seconds on so many cores, whatever the order in which jobs are begun, as long as no core waits that has one:
-    work / cores + (1 - 1 / cores) * the longest chain (Graham, 1969), and in full what has all cores to itself.
+    """Seconds on so many cores by list scheduling, whatever the order in which jobs are begun, as long as no core waits
+    that has one: work / cores + (1 - 1 / cores) * the longest chain (Graham, 1969), and in full what has all cores.
 
     No chain is longer than the longest jobs of all rules together, of fine-tuning two: one may wait for another's
     weights. seconds: of each rule's jobs, as `jobs` returns them.
