@@ -62,6 +62,21 @@ class Classified:
     test_readings: int
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What one training is given. kind: "finetune" reads titles; "image" pictures (each product of ``train`` has one);
+    "joint" both. path: file for the state of a long training, of which ``key`` says what it depends on; None: no file.
+    """
+
+    kind: str
+    train: pd.DataFrame
+    catalogue: Catalogue
+    study: Study
+    seed: int
+    path: Path | None
+    key: str
+
+
 class MeanPooledClassifier(nn.Module):
     """The variant ``finetune.head: mean``: a linear layer on mean-pooled tokens. Call: -> logits (N, C)."""
 
@@ -251,7 +266,8 @@ def classify(
     def fit(kind: str, train: pd.DataFrame, path: Path | None, **options: Any) -> Read:
         looking = vision or study.vision, towers
         weights = (shared or {}).get("student" if "soft" in options else kind)
-        return _finetune(kind, encoder, looking, train, catalogue, study, seed, path, key, shared=weights, **options)
+        given = Fit(kind, train, catalogue, study, seed, path, key)
+        return _finetune(given, encoder, looking, shared=weights, **options)
 
     words = None
     if entry.classifier == "tfidf" or entry.lexical:
@@ -306,27 +322,20 @@ def flipped(label: pd.Series, labels: list[str], share: float, seed: int) -> pd.
 
 
 def _finetune(
-    kind: str,
+    given: Fit,
     encoder: str,
     looking: tuple[VisionConfig, Path | None],
-    train: pd.DataFrame,
-    catalogue: Catalogue,
-    study: Study,
-    seed: int,
-    path: Path | None,
-    key: str,
     keep: Path | None = None,
     soft: Callable[[], np.ndarray] | None = None,
     shared: Path | None = None,
 ) -> Read:
     """Cross-entropy on all weights with Adam (Chen & Chou, 2022, section 4).
 
-    ``kind``: "finetune" reads titles; "image" pictures (each product has one); "joint" both. looking: the vision tower
-    and, if its backbone was adapted, the file that holds it. soft: yields a teacher's probabilities of the SSL part's
-    products, float32 (M, C), which are trained on beside ``train``. shared: file for the weights, where other methods
-    of the study train the same; if it is there, nothing is trained, nor is a teacher.
+    looking: the vision tower and, if its backbone was adapted, the file that holds it. soft: yields a teacher's
+    probabilities of the SSL part's products, float32 (M, C), which are trained on beside ``train``. shared: file for
+    the weights, where other methods of the study train the same; if it is there, nothing is trained, nor is a teacher.
     """
-    config = study.finetune
+    kind, catalogue, study, config = given.kind, given.catalogue, given.study, given.study.finetune
     if kind == "joint" and config.uda_weight:
         raise ValueError("finetune.uda_weight: it replaces words of titles, and joint fusion reads pictures too; set 0")
     if soft is not None and config.imbalance in ("class_balanced", "two_stage"):
@@ -334,7 +343,7 @@ def _finetune(
     accelerator = make_accelerator(study.runtime)
     trained = broadcast_object_list([shared is not None and shared.is_file()])[0]  # as the first process sees it
     taught = soft() if soft and not trained else None
-    set_seed(seed)
+    set_seed(given.seed)
     tokenizer = None if kind == "image" else AutoTokenizer.from_pretrained(encoder)
     model = _untrained(kind, encoder, looking, catalogue.labels, study).to(accelerator.device)
 
@@ -349,8 +358,7 @@ def _finetune(
         load_weights(model, shared)
         accelerator.wait_for_everyone()  # before the first may remove the file
     else:
-        data = train, catalogue, study, seed
-        _train(model, kind, tokenizer, read, pictures, *data, path, key, soft=taught, accelerator=accelerator)
+        _train(given, model, tokenizer, read, pictures(given.train), taught, accelerator)
     if accelerator.is_main_process:
         if shared is not None and not trained:
             save_weights(model, shared)
@@ -406,26 +414,21 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _train(
+    given: Fit,
     model: nn.Module,
-    kind: str,
     tokenizer,
     read: Read,
-    pictures: Callable[[pd.DataFrame], Pictures | None],
-    train: pd.DataFrame,
-    catalogue: Catalogue,
-    study: Study,
-    seed: int,
-    path: Path | None,
-    key: str,
-    *,
+    shown: Pictures | None,
     soft: np.ndarray | None,
     accelerator: Accelerator,
 ) -> None:
-    """The training of `_finetune`, whose arguments these are, in place; it goes on from the checkpoint at ``path``.
+    """The training of `_finetune`, in place; it goes on from the checkpoint at ``path``.
 
-    Args: soft: what that yielded, float32 (M, C), or None. read: the model's reading, for ``selection: best_dev``.
+    Args: read: the model's reading, for ``selection: best_dev``. shown: pictures of ``train``, of a ``kind`` that sees
+        them. soft: a teacher's probabilities of the SSL part's products, float32 (M, C), or None.
     Raises: FloatingPointError: the loss is not finite. OSError: the checkpoint cannot be read or written.
     """
+    kind, train, catalogue, study = given.kind, given.train, given.catalogue, given.study
     config, labels, dev, device = study.finetune, catalogue.labels, catalogue.part("dev"), accelerator.device
     if kind == "image":
         dev = dev[dev.image_row >= 0].reset_index(drop=True)
@@ -442,14 +445,14 @@ def _train(
     schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
     optimizer = accelerator.prepare(optimizer)
     state = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    checkpoint = Checkpoint(path, study.runtime.checkpoint_minutes, key, accelerator, **state) if path else None
+    minutes = study.runtime.checkpoint_minutes
+    checkpoint = Checkpoint(given.path, minutes, given.key, accelerator, **state) if given.path else None
     wants_more = tokenizer is not None and config.uda_weight > 0
     tokens = tokenize(tokenizer, list(train.title), study.text.max_tokens) if tokenizer else None
-    shown = pictures(train)
     unlabelled = tokenize(tokenizer, list(catalogue.part("ssl").title), study.text.max_tokens) if wants_more else None
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(given.seed)
     if accelerator.process_index:
-        torch.manual_seed(seed + 1000 * accelerator.process_index)  # rows elsewhere have a dropout of their own
+        torch.manual_seed(given.seed + 1000 * accelerator.process_index)  # rows elsewhere have a dropout of their own
     at = (checkpoint.resume() if checkpoint else None) or START | {"best": (-1.0, None)}
     best, loss = at["best"], torch.zeros(())
 
@@ -480,7 +483,7 @@ def _train(
             model.train()
             if epoch >= first:
                 resumed = epoch == at["epoch"] and at["order"] is not None
-                only_last_layer(model, optimizer, seed if epoch == first and not resumed else None)
+                only_last_layer(model, optimizer, given.seed if epoch == first and not resumed else None)
             shuffled = partial(order, config.imbalance == "class_balanced" or epoch >= first)
             for position, index in batches_left(at, epoch, generator, shuffled):
                 own = local_rows(index, accelerator)

@@ -44,9 +44,9 @@ def trained(monkeypatch):
     """What has been trained, as (kind, whether by a teacher)."""
     calls, train = [], finetune._train
 
-    def counted(model, kind, *rest, soft, **options):
-        calls.append((kind, soft is not None))
-        return train(model, kind, *rest, soft=soft, **options)
+    def counted(given, model, tokenizer, read, shown, soft, accelerator):
+        calls.append((given.kind, soft is not None))
+        return train(given, model, tokenizer, read, shown, soft, accelerator)
 
     monkeypatch.setattr(finetune, "_train", counted)
     return calls

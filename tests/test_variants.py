@@ -258,7 +258,7 @@ def test_a_labels_name_is_one_more_title_of_its_own(study, toy, tiny_text, monke
     assert names.title.tolist() == ["Gel Nail Polishes", "mug", "--"]
     assert names.label.tolist() == ["Gel_Nail-Polishes", "mug", "--"]
     seen, real = [], finetune._finetune
-    monkeypatch.setattr(finetune, "_finetune", lambda *a, **k: seen.append(a[3]) or real(*a, **k))
+    monkeypatch.setattr(finetune, "_finetune", lambda *a, **k: seen.append(a[0].train) or real(*a, **k))
     read = classify("origin", str(tiny_text), toy, tuned(study, label_names=True), 0.2, 0)
     assert (read.n_train, len(seen[0])) == (6, 10)  # names are no labels
     assert set(seen[0].title[-4:]) == set(toy.labels)
