@@ -11,14 +11,15 @@ status       meaning                                                            
 ok           stored                                                                         skipped
 gone         404 or 410                                                                     skipped
 placeholder  a pixel, or a redirect to a "no image" icon                                    skipped
-corrupt      no picture of a kind that is read (a web page, say)                            skipped
+corrupt      no picture of a kind that is read                                              skipped
 too large    in bytes (``max_picture_bytes``), or in pixels by its header                   skipped
-refused      any other 4xx                                                                  asked again
+refused      any other 4xx, or a web page in its place (a proxy's, a bot check's)           asked again
 forbidden    its address, or a redirect of it, is outside the allow-list                    asked again
 failed       no answer, a broken one, 429 or 5xx, after all retries                         asked again
 ===========  =============================================================================  ================
 """
 
+import codecs
 import email.utils
 import hashlib
 import io
@@ -32,6 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -288,9 +290,11 @@ def _read_picture(response: httpx.Response, source: AmazonSource) -> bytes:
     if NO_PICTURE.search(response.url.path):
         raise _Status("placeholder", response.url.path)
     data, deadline = bytearray(), time.monotonic() + 4 * source.timeout
+    kind = response.headers.get("content-type", "").strip().lower()
     for chunk in response.iter_raw():
         data += chunk
         if len(data) > source.max_picture_bytes:
+            _refuse_page(data, kind)
             raise _Status("too large", f"more than {source.max_picture_bytes} bytes")
         if time.monotonic() > deadline:
             raise _Again(f"slower than {4 * source.timeout:g} s")
@@ -300,12 +304,33 @@ def _read_picture(response: httpx.Response, source: AmazonSource) -> bytes:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _Status("too large", error) from None
     except Exception as error:  # decoders raise nearly anything on a broken file
-        raise _Status("corrupt", f"{response.headers.get('content-type', '')}: {error}") from None
+        _refuse_page(data, kind)
+        raise _Status("corrupt", f"{kind}: {error}") from None
     if width * height > MAX_PIXELS:
         raise _Status("too large", f"{width} x {height} pixels")
     if min(width, height) < MIN_SIDE:
         raise _Status("placeholder", f"{width} x {height} pixels")
     return bytes(data)
+
+
+def _refuse_page(data: bytearray, kind: str) -> None:
+    """A web page says nothing about the picture: a proxy or a bot check sends one for each, with status 200.
+
+    Args:
+        data: what is no picture, or its beginning.
+        kind: its content type. An SVG declared as an image is what the host has, and not read.
+
+    Raises: _Status: refused.
+    """
+    head = bytes(data[:1000]).lower()
+    drawing = kind.startswith("image/svg") or (kind.startswith("image/") and b"<svg" in head and b"<html" not in head)
+    if kind.startswith("text/html") or (_is_markup(head) and not drawing):
+        raise _Status("refused", f"a web page in its place ({kind or 'of no type'})")
+
+
+def _is_markup(head: bytes) -> bool:
+    """Whether a body that begins so is HTML or XML."""
+    return head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<"
 
 
 @contextmanager
@@ -324,7 +349,8 @@ def _log(path: Path) -> Iterator[Any]:
 def fetch_file(client: Client, url: str, target: Path, progress: bool = True) -> None:
     """Fetch a large file, going on where an earlier call ended if the file is still the same by ETag or date.
 
-    Its beginning lies in ``<target>.partial``. A try that brought something does not count as one of the retries.
+    Its beginning lies in ``<target>.partial``, and stays there when the host refuses the rest. A try that brought
+    something does not count as one of the retries.
 
     Raises:
         FetchError: not to be had, a web page instead, larger than ``max_file_bytes``, or of another ``sha256``.
@@ -337,8 +363,10 @@ def fetch_file(client: Client, url: str, target: Path, progress: bool = True) ->
             client.get(url, headers, lambda response: _append(response, partial, url, client.source, progress))
             break
         except _Status as error:
-            partial.unlink(missing_ok=True)
-            raise FetchError(f"{url}: {error.status}: {error}; set `meta` to another address or a local file") from None
+            if error.status == "too large":  # what is here is of no use; of any other status, a passing one, it is
+                partial.unlink(missing_ok=True)
+            remedy = _remedy(bool(headers) and partial.is_file())
+            raise FetchError(f"{url}: {error.status}: {error}; {remedy}") from None
         except (httpx.TransportError, _Again) as error:
             came = partial.is_file() and partial.stat().st_size > had
             attempt = 0 if came else attempt + 1
@@ -349,14 +377,20 @@ def fetch_file(client: Client, url: str, target: Path, progress: bool = True) ->
                 ) from None
             client.backoff(attempt, error)
     with partial.open("rb") as file:
-        if file.read(200).lstrip()[:1] == b"<":
+        if _is_markup(file.read(200)):
             partial.unlink()
-            raise FetchError(f"{url}: a web page came in place of the file; set `meta` to its present address")
+            raise FetchError(f"{url}: a web page came in place of the file; {_remedy(False)}")
     if client.source.sha256 and (found := _sha256(partial)) != client.source.sha256:
         partial.unlink()
         raise FetchError(f"{url}: its sha256 is {found}, `sha256` says {client.source.sha256}; another version?")
     partial.replace(target)
     _notes(partial).unlink(missing_ok=True)
+
+
+def _remedy(resumes: bool) -> str:
+    """What to do about a file that is refused; ``resumes``: a part of it is here, to go on from."""
+    here = "what came already stays, the same command goes on from there; if this comes again, " if resumes else ""
+    return here + "set `meta` to another address or a local file"
 
 
 def _notes(partial: Path) -> Path:
@@ -378,7 +412,7 @@ def _resume_headers(partial: Path, url: str) -> dict[str, str]:
 def _append(response: httpx.Response, partial: Path, url: str, source: AmazonSource, progress: bool) -> None:
     """Write a response's body to the end of the partial file (206) or in its place (200).
 
-    Raises: _Status: refused, too large. _Again, httpx.TransportError: broken off.
+    Raises: _Status: refused, too large. FetchError: a web page, a full disk. _Again, httpx.TransportError: broken off.
     """
     had = partial.stat().st_size if response.status_code in (206, 416) and partial.is_file() else 0
     span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("content-range", ""))
@@ -390,23 +424,30 @@ def _append(response: httpx.Response, partial: Path, url: str, source: AmazonSou
             raise _Again("the rest was asked for and something else came")
         length = None if span[2] == "*" else int(span[2])
     elif response.status_code == 200:
-        partial.unlink(missing_ok=True)  # before the notes: new notes must not stand beside an old beginning
-        etag = response.headers.get("etag", "")
-        validator = response.headers.get("last-modified", "") if not etag or etag.startswith("W/") else etag
-        with written_whole(_notes(partial)) as path:
-            path.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
         length = int(response.headers["content-length"]) if "content-length" in response.headers else None
     else:
         raise _Status("refused", f"HTTP {response.status_code}")
     if (length or 0) > source.max_file_bytes:
         raise _Status("too large", f"{length} bytes, `max_file_bytes` is {source.max_file_bytes}")
+    chunks = response.iter_raw()
+    if response.status_code == 200:
+        first = next(chunks, b"")
+        if _is_markup(first):  # seen before anything is removed: a login page must not take the place of gigabytes
+            resumes = "range" in response.request.headers
+            raise FetchError(f"{url}: a web page came in place of the file; {_remedy(resumes)}")
+        partial.unlink(missing_ok=True)  # before the notes: new notes must not stand beside an old beginning
+        etag = response.headers.get("etag", "")
+        validator = response.headers.get("last-modified", "") if not etag or etag.startswith("W/") else etag
+        with written_whole(_notes(partial)) as path:
+            path.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+        chunks = chain([first], chunks)
     if length and length - had > (free := shutil.disk_usage(partial.parent).free):
         raise FetchError(f"{partial.parent}: {(length - had) / 1e9:.1f} GB to come, {free / 1e9:.1f} GB free")
     with (
         partial.open("ab") as file,
         tqdm(total=length, initial=had, desc=partial.stem, unit="B", unit_scale=True, disable=not progress) as bar,
     ):
-        for chunk in response.iter_raw():
+        for chunk in chunks:
             had += len(chunk)
             if had > source.max_file_bytes:
                 raise _Status("too large", f"more than `max_file_bytes`, {source.max_file_bytes}")

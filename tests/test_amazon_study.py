@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="the study's processe
 GENRES = {"automotive": 2014, "beauty": 2018, "electronics": 2023}
 WHOLE = "automotive"
 PRODUCTS = 120  # sound ones, of each genre
-DEAD = {"gone": 404, "corrupt": b"<html>", "too large": endless, "failed": truncated(picture()), "refused": 403}
+DEAD = {"gone": 404, "corrupt": b"%!PS", "too large": endless, "failed": truncated(picture()), "refused": 403}
 
 
 def shop(server, genre: str, vintage: int) -> list[str]:

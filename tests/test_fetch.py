@@ -77,7 +77,13 @@ def test_each_picture_gets_the_status_it_deserves(server, tmp_path):
             "/absent.jpg": (404, "gone"),
             "/removed.jpg": (410, "gone"),
             "/private.jpg": (403, "refused"),
-            "/page.jpg": (lambda r: r.reply(200, b"<html>Robot?</html>", Content_Type="image/jpeg"), "corrupt"),
+            "/page.jpg": (lambda r: r.reply(200, b"<html>Robot?</html>", Content_Type="image/jpeg"), "refused"),
+            "/marked-page.jpg": (b"\xef\xbb\xbf\r\n <!DOCTYPE html>", "refused"),
+            "/text-page.jpg": (lambda r: r.reply(200, b"Robot?", Content_Type="Text/HTML; charset=utf-8"), "refused"),
+            "/long-page.jpg": (b"<html>" + bytes(60_000), "refused"),
+            "/xml-error.jpg": (lambda r: r.reply(200, b"<?xml?><Error/>", Content_Type="application/xml"), "refused"),
+            "/drawing.svg": (lambda r: r.reply(200, b"<!-- a --><svg/>", Content_Type="image/svg+xml"), "corrupt"),
+            "/drawing.jpg": (lambda r: r.reply(200, b"<?xml?><svg/>", Content_Type="image/jpeg"), "corrupt"),
             "/empty.jpg": (b"", "corrupt"),
             "/postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "corrupt"),
             "/pixel.gif": (picture(side=1, kind="GIF"), "placeholder"),
@@ -116,6 +122,7 @@ def test_each_picture_gets_the_status_it_deserves(server, tmp_path):
 def test_only_what_may_have_changed_is_asked_again(server, tmp_path):
     server.answers = {
         "/ok.jpg": JPEG,
+        "/script.jpg": b"%!PS",
         "/page.jpg": b"<html>",
         "/private.jpg": 403,
         "/broken.jpg": 500,
@@ -127,13 +134,25 @@ def test_only_what_may_have_changed_is_asked_again(server, tmp_path):
     with (tmp_path / LOG).open("a") as log:
         log.write('{"path": "pictures/00/torn", "sta')
     server.asked.clear()
-    server.answers |= {"/private.jpg": JPEG, "/broken.jpg": JPEG}
+    server.answers |= {"/page.jpg": JPEG, "/private.jpg": JPEG, "/broken.jpg": JPEG}
     status = fetch_all(server, tmp_path, urls)
-    assert sorted(server.paths()) == ["/broken.jpg", "/lost.jpg", "/private.jpg"]
-    assert list(status.values()) == ["ok", "corrupt", "ok", "ok", "ok", "gone"]
+    assert sorted(server.paths()) == ["/broken.jpg", "/lost.jpg", "/page.jpg", "/private.jpg"]
+    assert list(status.values()) == ["ok", "corrupt", "ok", "ok", "ok", "ok", "gone"]
     lines = (tmp_path / LOG).read_text().splitlines()
-    assert lines[-4].endswith('"sta')  # closed, and three whole lines after it
-    assert {json.loads(line)["status"] for line in lines[-3:]} == {"ok"}
+    assert lines[-5].endswith('"sta')  # closed, and four whole lines after it
+    assert {json.loads(line)["status"] for line in lines[-4:]} == {"ok"}
+
+
+def test_a_proxy_that_answers_all_with_a_page_stops_the_fetch_and_loses_no_picture(server, tmp_path, monkeypatch):
+    """Such as a filter, or a bot check: status 200 and a page for each picture. Once let in, all are there."""
+    monkeypatch.setattr(fetching, "GIVE_UP", 5)
+    server.answers = dict.fromkeys((f"/{i}.jpg" for i in range(400)), b"<html>Are you a robot?</html>")
+    urls = [server.url + path for path in server.answers]
+    with pytest.raises(FetchError, match=r"toys: 5 pictures in a row .* refused: a web page .* does the host let us"):
+        fetch_all(server, tmp_path, urls, connections=2)
+    assert len(server.paths()) < 30
+    server.answers |= dict.fromkeys(server.answers, JPEG)
+    assert set(fetch_all(server, tmp_path, urls).values()) == {"ok"}
 
 
 def test_a_host_that_asks_for_a_pause_gets_it_from_all(server, tmp_path):
@@ -231,6 +250,37 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
     other = BODY[::-1] + b"more"
     server.answers["/meta"] = [file(BODY, '"v1"', cut=30_000), file(other, '"v2"')]
     assert fetched(server, tmp_path) == other
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (403, "refused: HTTP 403; what came already stays, the same command goes on from there"),
+        (404, "refused: HTTP 404; what came already stays"),
+        (redirect("http://login.example/"), "http://login.example is not among `hosts`; what came already stays"),
+        (b"<html>Sign in", "a web page came in place of the file; what came already stays"),
+        (redirect("/login"), "a web page came in place of the file; what came already stays"),
+    ],
+)
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_refusal_on_the_way_costs_nothing_of_what_came(server, tmp_path, answer, message, changed):
+    """Gigabytes may be here. The same command goes on from there, unless the file has changed meanwhile."""
+    server.answers = {"/meta": [file(BODY, '"v1"', cut=30_000), answer], "/login": b" <!DOCTYPE html>"}
+    with pytest.raises(FetchError, match=message):
+        fetched(server, tmp_path)
+    assert (tmp_path / "meta.partial").read_bytes() == BODY[:30_000]
+    server.asked.clear()
+    other = BODY[::-1] + b"more"
+    server.answers["/meta"] = file(other, '"v2"') if changed else file(BODY, '"v1"')
+    assert fetched(server, tmp_path) == (other if changed else BODY)
+    assert [headers["Range"] for _, headers, _ in server.asked] == ["bytes=30000-"]
+
+
+def test_a_file_that_grew_past_the_limit_leaves_nothing(server, tmp_path):
+    server.answers["/meta"] = [file(BODY, '"v1"', cut=30_000), file(BODY * 2, '"v2"')]
+    with pytest.raises(FetchError, match=r"too large: 204800 bytes, `max_file_bytes` is 150000; set `meta`"):
+        fetched(server, tmp_path, max_file_bytes=150_000)
+    assert not (tmp_path / "meta.partial").exists()
 
 
 @pytest.mark.parametrize(("held", "asked"), [(len(BODY), 1), (len(BODY) + 5, 2)])
