@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from icssl_lib.images import decode
+from icssl_lib.images import decode, folder_written_whole
 from icssl_lib.lexical import WORDS, Lexical, geometric_mean
 
 if TYPE_CHECKING:
@@ -116,12 +116,13 @@ def export_onnx(folder: Path, out: Path) -> Path:
 
     Args:
         folder: a Hugging Face classifier.
-        out: a folder, replaced as a whole.
+        out: a new or an empty folder, or one of an earlier export, which is replaced as a whole.
 
-    Raises: DeployError: no classifier, or a tokenizer that is no fast one.
+    Raises: DeployError: no classifier, a tokenizer that is no fast one, or ``out`` holds anything else.
     """
     import torch
 
+    _check_replaced(folder, out)
     model, tokenizer = load_classifier(folder)
     if not tokenizer.is_fast:
         raise DeployError(f"{folder}: {type(tokenizer).__name__} is no fast tokenizer and writes no tokenizer.json")
@@ -135,7 +136,7 @@ def export_onnx(folder: Path, out: Path) -> Path:
             model, (), kwargs={name: tokens[name] for name in NAMES}, input_names=NAMES, output_names=["logits"],
             dynamic_shapes=dict.fromkeys(NAMES, shape), dynamo=True, verbose=False,
         )  # fmt: skip
-    with _folder_written_whole(out) as part:
+    with folder_written_whole(out) as part:
         model.config.save_pretrained(part)
         tokenizer.save_pretrained(part)
         program.save(str(part / "model.onnx"))
@@ -150,14 +151,15 @@ def quantize_int8(fp32: Path, out: Path) -> Path:
 
     Args:
         fp32: what `export_onnx` wrote.
-        out: a folder, replaced as a whole.
+        out: a new or an empty folder, or one of an earlier export, which is replaced as a whole.
 
-    Raises: DeployError: ``fp32`` holds no export.
+    Raises: DeployError: ``fp32`` holds no export, or ``out`` holds anything but one.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = _exported(fp32)
-    with _quiet(), _folder_written_whole(out) as part:
+    _check_replaced(fp32, out)
+    with _quiet(), folder_written_whole(out) as part:
         for file in fp32.iterdir():
             if file.suffix == ".json":
                 shutil.copyfile(file, part / file.name)
@@ -172,18 +174,18 @@ def _exported(folder: Path | None) -> Path:
     return folder / "model.onnx"
 
 
-@contextlib.contextmanager
-def _folder_written_whole(folder: Path) -> Iterator[Path]:
-    """A folder to write to, beside ``folder``; it takes its place when the block ends without an error."""
-    part = folder.with_name(f"{folder.name}.part{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+def _check_replaced(source: Path, out: Path) -> None:
+    """Raises: DeployError: ``out`` is to be replaced as a whole, and more than an earlier export would be lost."""
+    hint = "name a new or an empty folder, or one of an earlier export"
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise DeployError(f"{out}: would be replaced, and {source} is read from it; {hint}")
+    if out.exists() and not out.is_dir():
+        raise DeployError(f"{out}: is no folder; {hint}")
+    held = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    weights = [name for name in held if name.endswith((".safetensors", ".bin"))]
+    if held and ("model.onnx" not in held or weights):
+        found = f"{weights[0]}, which no export writes" if weights else f"no model.onnx, but {held[0]}"
+        raise DeployError(f"{out}: would be replaced, and holds {found}; {hint}")
 
 
 @contextlib.contextmanager

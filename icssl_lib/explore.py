@@ -5,13 +5,14 @@ or of any table and any Hugging Face encoder (`of_table`). All other functions a
 ``position`` is a product's row in ``space.products``, and views go by their names. No widgets, no HTML.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -215,7 +216,8 @@ def of_study(
     catalogue = open_catalogue(out / "catalogues" / dataset)
     products = catalogue.products if part is None else catalogue.part(part)
     head, _ = head_tail(catalogue.label_counts)
-    products = products.assign(size=np.where(products["label"].isin(head), "head", "tail"))
+    size = np.where(products["label"].isin(head), "head", "tail")
+    products = products.assign(size=np.where(products["label"] == "", "", size))
     products = products[["id", "title", "label", "part", "size", "image_row"]]
     if most is not None and most < len(products):
         products = products.sample(most, random_state=seed).sort_index()
@@ -385,19 +387,35 @@ def _table_pictures(
     def read(reference: bytes | str) -> bytes:
         return reference if isinstance(reference, bytes) else read_bytes(folder / Path(reference).expanduser())
 
-    where = cache or Path(tempfile.mkdtemp(prefix="icssl-"))
+    where, source = cache or Path(tempfile.mkdtemp(prefix="icssl-")), str(folder.resolve())
     where.mkdir(parents=True, exist_ok=True)
-    path = where / f"{name}-pictures.npy"
-    row_of, failed = write_store(path, distinct, read, size, source=str(folder.resolve()))
+    digest = hashlib.sha256(f"{size} {source!r}".encode())  # another table's pictures go to another file
+    for ref in distinct:
+        data = ref if isinstance(ref, bytes) else repr(ref).encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    path = where / f"{name}-pictures-{digest.hexdigest()[:16]}.npy"
+    with _alone(path):
+        row_of, failed = write_store(path, distinct, read, size, source=source)
+        images = ImageStore(path)
     found = dict(zip(distinct, row_of, strict=True))
     rows = np.array([-1 if ref is None else found[ref] for ref in given])
     if failed:
         products = sum(ref is not None and found[ref] < 0 for ref in given)
         notes.append(f"{products} products have a picture that cannot be read (e.g. {next(iter(failed.values()))})")
-    images = ImageStore(path)
     if cache is None:
         weakref.finalize(images, shutil.rmtree, where, ignore_errors=True)
     return rows, images if len(images) else None
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other notebook makes this file; the lock falls with its process, however that ends."""
+    with path.with_name(f"{path.name}.lock").open("w") as handle:
+        with contextlib.suppress(ImportError):  # Windows has no such locks
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _kept(cache: Path | None, stem: str, make: Callable[[], np.ndarray], *key: bytes | str) -> np.ndarray:

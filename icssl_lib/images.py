@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -53,6 +54,26 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write to, beside ``folder``; it takes its place when the block ends without an error."""
+    folder = folder.resolve()  # of a link, what it leads to
+    part, old = (folder.with_name(f"{folder.name}.{what}{os.getpid()}") for what in ("part", "old"))
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)  # at once, where removing takes its time and may be killed halfway
+        os.replace(part, folder)
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        for path in (part, old):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -138,11 +159,14 @@ def write_store(
     stays, and with it the same call returns at once: delete it when the result is stored. A call with other
     references, size, source or code starts over, and where a picture that failed is sound now, from its chunk on.
 
+    A whole file is not written to again: who has it open as an `ImageStore` keeps its pixels, and ``path`` is another
+    file from then on. What is kept of it is copied, so that for a while the disk holds both.
+
     Memory is bounded by two chunks. The file is appended to rather than mapped: on a full disk a write raises
     OSError, where a mapped page would kill the process.
 
     Args:
-        path: the .npy file; one of an earlier ingest is replaced.
+        path: the .npy file; one of an earlier ingest is replaced, unless it is what this call would write.
         references: what ``read`` understands; two calls are the same if their repr are (bytes: if they are equal).
         read: called from several threads; raises ImageError.
         size: side of the stored squares, in pixels.
@@ -160,21 +184,25 @@ def write_store(
         except ImageError as error:
             return ImageError(error.reason, error.detail)  # anew: the traceback would hold the picture's bytes
 
-    def write_header(count: int) -> None:
-        file.seek(0)
-        shape = (count, size, size, 3)
+    def header(count: int) -> bytes:
+        file, shape = io.BytesIO(), (count, size, size, 3)
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        return file.getvalue()
 
+    store = path if path.exists() else partial
+    begin, picture = len(header(0)), 3 * size * size
+    whole = (store.stat().st_size - begin) // picture if store.exists() else 0
+    done, errors = _resume(journal, head, whole, lambda i: isinstance(load(references[i]), ImageError))
+    kept = begin + picture * (done - len(errors))
     if path.exists():
-        os.replace(path, partial)
+        if done == len(references) and _is_whole(path, header(done - len(errors)), kept):
+            return _rows(len(references), errors), errors
+        _copy(path, partial, kept)  # killed meanwhile, the next call finds `path` as it was
+        path.unlink()
     partial.touch()
-    held = partial.stat().st_size
     with partial.open("r+b") as file:
-        write_header(0)
-        begin, picture = file.tell(), 3 * size * size
-        whole = (held - begin) // picture
-        done, errors = _resume(journal, head, whole, lambda i: isinstance(load(references[i]), ImageError))
-        file.seek(begin + picture * (done - len(errors)))
+        file.write(header(0))
+        file.seek(kept)
         file.truncate()
         with (
             journal.open("a") as log,
@@ -196,12 +224,32 @@ def write_store(
                 errors.update(failed)
                 log.write(_journal_line(done, failed))
                 log.flush()
-        write_header(len(references) - len(errors))  # NumPy pads it, so that the count can grow in place
+        file.seek(0)
+        file.write(header(len(references) - len(errors)))  # NumPy pads it, so that the count can grow in place
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    sound = np.array([i not in errors for i in range(len(references))], dtype=bool)
-    return np.where(sound, np.cumsum(sound) - 1, -1), errors
+    return _rows(len(references), errors), errors
+
+
+def _rows(count: int, errors: dict[int, ImageError]) -> np.ndarray:
+    sound = np.array([i not in errors for i in range(count)], dtype=bool)
+    return np.where(sound, np.cumsum(sound) - 1, -1)
+
+
+def _is_whole(path: Path, header: bytes, size: int) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(header)) == header and path.stat().st_size == size
+
+
+def _copy(source: Path, target: Path, size: int) -> None:
+    """Copy the first ``size`` bytes, or all if they are fewer, and wait until the disk has them."""
+    with source.open("rb") as old, target.open("wb") as new:
+        while block := old.read(min(size, 2**20)):
+            new.write(block)
+            size -= len(block)
+        new.flush()
+        os.fsync(new.fileno())
 
 
 def _journal_line(done: int, failed: dict[int, ImageError]) -> str:
@@ -213,7 +261,7 @@ def _resume(journal: Path, head: str, held: int, fails: Callable[[int], bool]) -
 
     Args:
         head: the journal's first line; with another one nothing is done.
-        held: whole pictures in the partial store.
+        held: whole pictures in the store that they went to.
         fails: whether the reference at a position fails still.
     """
     lines = journal.read_text(errors="replace").splitlines(keepends=True) if journal.exists() else []

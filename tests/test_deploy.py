@@ -163,6 +163,40 @@ def test_an_export_is_whole_or_not_there(served, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]
 
 
+def test_an_export_takes_the_place_of_nothing_else(served, tmp_path, monkeypatch):
+    models = served["bert"]
+    classifier = Path(shutil.copytree(models.classifier, tmp_path / "models" / "classifier"))
+    fp32 = Path(shutil.copytree(models.fp32, tmp_path / "models" / "exports" / "fp32"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    (tmp_path / "file").touch()
+    mixed = Path(shutil.copytree(models.fp32, tmp_path / "mixed"))
+    (mixed / "model.safetensors").touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(deploy, "load_classifier", lambda folder: pytest.fail("it was at work already"))
+    monkeypatch.chdir(tmp_path / "models")
+    for write, source in ((deploy.export_onnx, classifier), (deploy.quantize_int8, fp32)):
+        for out in (source, source / "..", source.parent, tmp_path, Path("."), Path(source.name, "..", "..")):
+            with pytest.raises(DeployError, match=rf"{out}: would be replaced, and .* is read from it; name a new"):
+                write(source, out)
+        with pytest.raises(DeployError, match=r"notes: would be replaced, and holds no model\.onnx, but mine\.txt"):
+            write(source, tmp_path / "notes")
+        with pytest.raises(DeployError, match=r"mixed: would be replaced, and holds model\.safetensors, which no"):
+            write(source, mixed)
+        with pytest.raises(DeployError, match=r"file: is no folder; name a new or an empty folder"):
+            write(source, tmp_path / "file")
+    with pytest.raises(DeployError, match=r"classifier: would be replaced, and holds lexical\.safetensors"):
+        deploy.quantize_int8(fp32, classifier)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for out in (tmp_path / "models" / "new", tmp_path / "empty", classifier / "int8"):
+        if out.name == "empty":
+            out.mkdir()
+        for _ in range(2):  # the second replaces the first
+            deploy.quantize_int8(fp32, out)
+        assert (out / "model.onnx").is_file()
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_process_that_serves_an_export_imports_no_torch(served):
     code = "import sys; from pathlib import Path; from icssl_lib.deploy import OnnxClassifier as C; "
     code += f"C(Path({str(served['bert'].fp32)!r}))(['mug']); sys.exit(bool({{'torch', 'transformers', 'pandas'}} & "

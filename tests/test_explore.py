@@ -4,6 +4,10 @@ import io
 import itertools
 import math
 import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -557,6 +561,56 @@ def test_two_encoders_and_a_cache(tiny_text, tmp_path):
     assert "label agreement" not in set(explore.measures(space, "before")["measure"])
     again = explore.of_table(table, encoders, cache=tmp_path / "cache")
     assert (again.views["after"].titles == space.views["after"].titles).all()
+    assert again.images.path == space.images.path
+
+
+def table_pictures(references, cache, folder=".", size=8):
+    return explore._table_pictures(pd.Series(references, dtype=object), Path(folder), size, cache, "catalogue", [])
+
+
+def test_two_tables_share_no_file_of_pictures(tmp_path):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(png("red" if folder == "here" else "blue"))
+    cache, colours = tmp_path / "cache", ["red", "lime", "blue"]
+    rows, images = table_pictures([png(colour) for colour in colours], cache)
+    before, inode = images[rows], images.path.stat().st_ino
+    others = [
+        table_pictures([png("blue")], cache)[1],
+        table_pictures([png(colour) for colour in colours], cache, size=9)[1],
+        table_pictures(["a.png"], cache, tmp_path / "here")[1],
+        table_pictures(["a.png"], cache, tmp_path / "there")[1],
+    ]
+    assert len({store.path for store in (images, *others)}) == 5
+    assert (images[rows] == before).all()
+    assert [tuple(store[[0]][0, 4, 4]) for store in others] == [(0, 0, 255), (255, 0, 0), (255, 0, 0), (0, 0, 255)]
+    again = table_pictures([png(colour) for colour in colours], cache)[1]
+    assert (again.path, again.path.stat().st_ino) == (images.path, inode)
+
+
+def test_the_second_of_two_notebooks_waits_for_the_pictures(tmp_path, monkeypatch):
+    names, read = [f"{i}.png" for i in range(12)], []
+    for name in names:
+        (tmp_path / name).write_bytes(png("red"))
+
+    def slow(path):
+        read.append(path.name)
+        time.sleep(0.05)
+        return path.read_bytes()
+
+    monkeypatch.setattr(explore, "read_bytes", slow)
+    with ThreadPoolExecutor(2) as notebooks:
+        waiting = [notebooks.submit(table_pictures, names, tmp_path / "cache", tmp_path) for _ in range(2)]
+        (rows, images), (same, others) = (result.result() for result in waiting)
+    assert rows.tolist() == same.tolist() == list(range(12))
+    assert (images[rows] == others[rows]).all()
+    assert sorted(read) == sorted(names)  # once each
+
+
+def test_pictures_are_stored_where_no_file_can_be_locked(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    rows, images = table_pictures([png("red")], tmp_path)
+    assert (rows.tolist(), len(images)) == ([0], 1)
 
 
 @pytest.mark.parametrize(

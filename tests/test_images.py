@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import pickle
@@ -374,6 +375,100 @@ def test_a_picture_that_came_in_the_meantime_is_taken(tmp_path, undisturbed):
     assert (path.read_bytes(), said(*result)) == undisturbed
     assert 1 not in seen  # of a chunk in which all is as it was
     assert 5 in seen
+
+
+# --- a whole store of before, which a notebook may have open
+
+
+def test_an_open_store_keeps_its_pixels_when_another_takes_its_place(tmp_path, undisturbed):
+    path = tmp_path / "images.npy"
+    stored(path, n=11, fail=BROKEN)
+    opened, inode = ImageStore(path), path.stat().st_ino
+    before = opened[range(8)]
+    stored(path, n=11, fail=BROKEN)
+    assert path.stat().st_ino == inode  # the same call has nothing to write
+    for change in ({"n": 3}, {"n": 11, "size": 9}, {"n": 20}, {"n": 20, "fail": (2,)}, {"n": 11, "fail": BROKEN}):
+        rows, _ = stored(path, **change)
+        assert np.array_equal(opened[range(8)], before)
+        assert ImageStore(path)[rows[rows >= 0]][:, 4, 4, 0].tolist() == np.flatnonzero(rows >= 0).tolist()
+    assert path.read_bytes() == undisturbed[0]
+    assert sorted(os.listdir(tmp_path)) == ["images.npy", "images.npy.journal", "undisturbed"]
+
+
+def test_an_open_store_keeps_its_pixels_when_a_picture_came_in_the_meantime(tmp_path, undisturbed):
+    path, seen = tmp_path / "images.npy", []
+    stored(path, n=11, fail=(0, 4, 6, 10))
+    opened = ImageStore(path)
+    before = opened[range(7)]
+    result = stored(path, n=11, fail=BROKEN, seen=seen)
+    assert np.array_equal(opened[range(7)], before)
+    assert (path.read_bytes(), said(*result)) == undisturbed
+    assert 1 not in seen  # the first chunk was copied
+
+
+def test_what_is_torn_of_a_whole_store_is_made_anew(tmp_path, undisturbed):
+    path, journal = tmp_path / "images.npy", tmp_path / "images.npy.journal"
+    stored(path, n=11, fail=BROKEN)
+    log, pixels = journal.read_bytes(), path.read_bytes()
+    torn_logs = [log[:cut] for cut in range(0, len(log), 9)]
+    torn_stores = [*(pixels[:cut] for cut in range(0, len(pixels), 150)), pixels + b"more", bytes(128) + pixels[128:]]
+    for torn in [(torn, pixels) for torn in torn_logs] + [(log, torn) for torn in torn_stores]:
+        journal.write_bytes(torn[0])
+        path.write_bytes(torn[1])
+        assert said(*stored(path, n=11, fail=BROKEN)) == undisturbed[1]
+        assert path.read_bytes() == undisturbed[0]
+
+
+@pytest.mark.parametrize("at", range(1, 7))  # in the copy, two or three chunks, the header, or after all of it
+@pytest.mark.parametrize("change", [{"fail": (0, 4, 6, 10)}, {"size": 9}], ids=str)
+def test_a_kill_while_a_whole_store_is_replaced(change, at, tmp_path, undisturbed, monkeypatch):
+    path, seen, synced = tmp_path / "images.npy", [], []
+    stored(path, **{"n": 11, "fail": BROKEN} | change)
+    whole, opened = path.read_bytes(), ImageStore(path)
+    before = opened[range(7)]
+
+    def die(handle):
+        synced.append(handle)
+        if len(synced) == at:
+            os.truncate(handle, os.fstat(handle).st_size // 2)  # what is not on the disk yet
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", die)
+        with contextlib.suppress(KeyboardInterrupt):
+            stored(path, n=11, fail=BROKEN)
+    if at == 1:
+        assert path.read_bytes() == whole
+    result = stored(path, n=11, fail=BROKEN, seen=seen)
+    assert (path.read_bytes(), said(*result)) == undisturbed
+    assert np.array_equal(opened[range(7)], before)
+    if at == 1 and "fail" in change:
+        assert 1 not in seen  # the first chunk was in the old store still
+    if len(synced) < at:
+        assert sorted(seen) == list(BROKEN)
+
+
+def test_a_folder_is_replaced_at_once_or_stays(tmp_path, monkeypatch):
+    (tmp_path / "far" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "folder")
+    for path in (tmp_path / "folder", tmp_path / "link"):
+        for text in ("one", "two"):
+            with images.folder_written_whole(path) as part:
+                (part / text).touch()
+            assert os.listdir(path) == [text]
+
+        def die(source, target, replace=os.replace):
+            if ".part" in source.name:
+                raise KeyboardInterrupt  # the old one is out of the way already
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", die)
+            with pytest.raises(KeyboardInterrupt), images.folder_written_whole(path) as part:
+                (part / "three").touch()
+        assert os.listdir(path) == ["two"]
+    assert sorted(os.listdir(tmp_path)) == ["far", "folder", "link"]
+    assert os.listdir(tmp_path / "far") == ["folder"]
 
 
 def test_memory_holds_two_chunks_and_no_failed_picture(tmp_path, monkeypatch):
