@@ -165,7 +165,7 @@ def label_efficiency(
             so many times, or only one; None: all are taken.
 
     Returns:
-        Columns dataset, method, fraction, factor, low, high (95% percentile interval); the baseline has no ro
+        Columns dataset, method, fraction, factor, low, high (95% percentile interval); the baseline has no rows.
 
     Raises:
         ValueError: a dataset without the baseline, or a method whose seeds differ from the baseline's.
@@ -254,12 +254,12 @@ def ablations(table: pd.DataFrame, variants: Sequence[tuple[str, str, str, objec
 
     Returns:
         Columns setting, value, reference (both as text), variant, of, dataset, fraction, metric, difference, low, high,
-        p_holm, in the order of ``variants``.
+        p, p_holm, in the order of ``variants``.
     """
     names = pd.DataFrame(variants, columns=["variant", "of", "setting", "value", "reference"]).astype(str)
     rows = names.merge(table.rename(columns={"method": "variant", "against": "of"}), "inner", ["variant", "of"])
     order = ["setting", "value", "reference", "variant", "of", "dataset", "fraction", "metric"]
-    return rows[[*order, *Interval._fields, "p_holm"]]
+    return rows[[*order, *Interval._fields, "p", "p_holm"]]
 
 
 def share_kept(

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from icssl_lib.deploy import WHAT
+from icssl_lib.images import folder_written_whole
 from icssl_lib.methods import METHODS
 from icssl_lib.metrics import format_table2, holm, method_name, starred
 
@@ -31,15 +32,20 @@ def publish(study: str, out: Path, root: Path, words: bool = True) -> list[Path]
 
     Raises: FileNotFoundError: the run is not finished. Returns: the documents that changed.
     """
-    target, where = root / "figures" / study, hardware(out)
-    shutil.rmtree(target, ignore_errors=True)
+    for path in (out / "figures", out / "results.csv"):
+        if not path.exists():
+            again = f"`python -m icssl_lib.runs study CONFIG --out {out}`, with the configuration of '{study}'"
+            raise FileNotFoundError(f"{path}: not there, the run is absent or not finished; run {again}, to its end")
+    where = hardware(out)
     # Maps and neighbours show products: pictures and titles of a catalogue that may be nobody's to publish.
     kept_back = ["*_maps.*", "*_neighbours.*", *([] if words else ["confusions.*"])]
-    shutil.copytree(out / "figures", target, ignore=shutil.ignore_patterns(*kept_back))
-    shutil.copy(out / "results.csv", target / "results.csv")
-    where.to_csv(target / "hardware.csv", index=False)
-    if (out / "wall.json").is_file():  # a study of which only a part was collected has none
-        shutil.copy(out / "wall.json", target / "wall.json")
+    with folder_written_whole(root / "figures" / study) as target:
+        left_out = shutil.ignore_patterns(*kept_back)
+        shutil.copytree(out / "figures", target, ignore=left_out, dirs_exist_ok=True)
+        shutil.copy(out / "results.csv", target / "results.csv")
+        where.to_csv(target / "hardware.csv", index=False)
+        if (out / "wall.json").is_file():  # a study of which only a part was collected has none
+            shutil.copy(out / "wall.json", target / "wall.json")
     return refill(root)
 
 
@@ -172,11 +178,11 @@ def _factor(folder: Path) -> str:
 
 def _ablations(folder: Path) -> str:
     """Changed settings over all datasets: accuracy less that of the method with the study's own value."""
-    texts, numbers = ("value", "reference"), ("difference", "low", "high", "p_holm")  # "None" and "0.10" are texts
+    texts, numbers = ("value", "reference"), ("difference", "low", "high", "p", "p_holm")  # "None" and "0.10" are texts
     options = {"dtype": dict.fromkeys(texts, str), "na_values": dict.fromkeys(numbers, ""), "keep_default_na": False}
     table = pd.read_csv(folder / "ablations.csv", **options)
     rows = table.query("metric == 'accuracy' and dataset == 'all'")
-    of_all = holm(rows["p_holm"])
+    of_all = holm(rows["p"])  # of the p that no correction has touched yet
     shown = [cell + "*" * bool(p < 0.05) for cell, p in zip(starred(rows), of_all, strict=True)]
     rows = rows.assign(shown=shown, value=rows["value"] + " (" + rows["reference"] + ")")
     text = _by_fraction(rows, {"of": "method", "setting": "setting", "value": "value (study's)"})
