@@ -78,8 +78,8 @@ class Catalogue:
     """One ingested dataset.
 
     Attributes:
-        products: columns id, title, label, image_row (row in ``images``, -1: no picture; products that name
-            the same picture share a row) and part (ssl, train, dev, test), sorted by id.
+        products: columns id, title, label ("": none, in the SSL part alone), image_row (row in ``images``, -1: no
+            picture; products that name the same picture share a row) and part (ssl, train, dev, test), sorted by id.
         images: the decoded pictures, or None where the catalogue has none.
         report: columns reason, action, count, example.
         split_hash: 16 hexadecimal digits, see ``split_hash``.
@@ -136,8 +136,12 @@ def split(products: pd.DataFrame, seed: int) -> pd.Series:
     The titles come in a seeded order; each goes, with all its products, to the part that lacks most. So no
     part exceeds its share by more than the products of the most frequent title.
 
+    A product without a label is of the SSL part and counts towards its half, so that the fewer have labels, the more
+    of those are in the other parts, at 30:10:10 among these. Only where its title is also a labelled product's it is
+    of that one's part.
+
     Args:
-        products: column title.
+        products: column title; column label, "" for none; without the column all count as labelled.
 
     Returns:
         The part of each row, on the index of ``products``; independent of the order of the rows.
@@ -146,18 +150,24 @@ def split(products: pd.DataFrame, seed: int) -> pd.Series:
         CatalogueError: too few different titles for four non-empty parts.
     """
     groups = products["title"].map(normalise_title)
-    sizes = groups.value_counts().to_dict()
-    lack = {part: share * len(products) for part, share in reversed(PARTS.items())}  # in hundredths of products
+    labelled = products["label"] != "" if "label" in products else np.ones(len(products), bool)
+    sizes = groups[labelled].value_counts().to_dict()
+    n, bare = sum(sizes.values()), int((~groups.isin(sizes)).sum())
+    # In hundredths of products, and these times the others' hundredths, so that all are whole numbers.
+    adapting = max(0, PARTS["ssl"] * (n + bare) - 100 * bare)
+    others = sum(PARTS.values()) - PARTS["ssl"]
+    lack = {part: share * (100 * n - adapting) for part, share in reversed(PARTS.items())}
+    lack["ssl"] = others * adapting
     part_of = {}
     for group in _shuffled(sizes, seed, "split"):
         part_of[group] = max(lack, key=lack.__getitem__)  # ties: the smaller part, so that tiny ones fill too
-        lack[part_of[group]] -= 100 * sizes[group]
-    if set(part_of.values()) != set(PARTS):
+        lack[part_of[group]] -= 100 * others * sizes[group]
+    if {*part_of.values(), *(["ssl"] if bare else [])} != set(PARTS):
         raise CatalogueError(
-            f"{len(products)} products with {len(sizes)} different titles are too few to split into "
+            f"{n} {'labelled ' if bare else ''}products with {len(sizes)} different titles are too few to split into "
             f"{', '.join(PARTS)}: no part may be empty; add products (20 different titles are enough)"
         )
-    return groups.map(part_of).rename("part")
+    return groups.map(part_of).fillna("ssl").rename("part")
 
 
 def split_hash(products: pd.DataFrame) -> str:
@@ -228,7 +238,7 @@ def ingest(
 
     raw = load(name, source)
     report = raw.report
-    products = _clean(raw.table, report)
+    products = _clean(raw.table, report, getattr(source, "unlabelled", "drop"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "catalogue.json").unlink(missing_ok=True)
@@ -236,15 +246,19 @@ def ingest(
         products = _check_classes(products, getattr(source, "min_class_size", 1), report)
         if products.empty:
             raise CatalogueError(f"dataset {name}: no product is left of {len(raw.table)} rows: {report}")
-        if products["label"].nunique() < 2:
+        labels = sorted(set(products["label"]) - {""})
+        if len(labels) < 2:
+            what = f"bear one label, {labels[0]!r}" if labels else "are without a label"
             raise CatalogueError(
-                f"dataset {name}: all {len(products)} products bear one label, "
-                f"{products['label'].iloc[0]!r}; there is nothing to categorize ({report})"
+                f"dataset {name}: all {len(products)} products {what}; there is nothing to categorize ({report})"
             )
         try:
             products["part"] = split(products, split_seed)
         except CatalogueError as error:
             raise CatalogueError(f"dataset {name}: {error} ({report})") from None
+        astray = (products["label"] == "") & (products["part"] != "ssl")
+        _note(report, "empty label, and the title of a product of another part", "dropped", products[astray])
+        products = products[~astray].reset_index(drop=True)
         _save(name, products, report.frame(), image_size, split_seed, folder)
         (folder / "images.npy.journal").unlink(missing_ok=True)
     except OSError as error:
@@ -288,17 +302,20 @@ def _note(report: Report, reason: str, action: str, rows: pd.DataFrame) -> None:
         report.add(reason, action, len(rows), f"{rows['id'].iloc[0]}: {rows['title'].iloc[0]}")
 
 
-def _clean(table: pd.DataFrame, report: Report) -> pd.DataFrame:
-    """Repair texts, drop rows without id, title or label and repeated ids (the first stays), sort by id."""
+def _clean(table: pd.DataFrame, report: Report, unlabelled: str) -> pd.DataFrame:
+    """Repair texts, drop rows without id or title and repeated ids (the first stays), sort by id.
+
+    unlabelled: "drop" drops rows without a label too, "ssl" keeps them for adaptation.
+    """
     products = table[["id", "title", "label", "image"]].astype(object)
     unprintable = [bool(_UNPRINTABLE.search(title)) for title in products["title"]]
     for column in ("id", "title", "label"):
         products[column] = [" ".join(_UNPRINTABLE.sub(" ", text).split()) for text in products[column]]
     products["unprintable"] = unprintable
     for column in ("id", "title", "label"):
-        empty = products[column] == ""
-        _note(report, f"empty {column}", "dropped", products[empty])
-        products = products[~empty]
+        empty, kept = products[column] == "", column == "label" and unlabelled == "ssl"
+        _note(report, f"empty {column}", "kept" if kept else "dropped", products[empty])
+        products = products if kept else products[~empty]
     repeated = products["id"].duplicated()
     _note(report, "duplicated id", "dropped", products[repeated])
     products = products[~repeated].sort_values("id", ignore_index=True)
@@ -349,8 +366,8 @@ def _store_images(
 
 
 def _check_classes(products: pd.DataFrame, min_size: int, report: Report) -> pd.DataFrame:
-    """Drop classes smaller than ``min_size``, count those of one product."""
-    sizes = products["label"].map(products["label"].value_counts())
+    """Drop classes smaller than ``min_size``, count those of one product. Products without a label are of none."""
+    sizes = products["label"].map(products["label"].value_counts()).where(products["label"] != "", min_size + 1)
     _note(report, f"class of fewer than {min_size} products", "dropped", products[sizes < min_size])
     _note(report, "only product of its class", "kept", products[(sizes == 1) & (sizes >= min_size)])
     return products[sizes >= min_size].reset_index(drop=True)
@@ -367,7 +384,7 @@ def _save(
         "image_size": image_size,
         "products": len(products),
         "pictures": len(ImageStore(store)) if store.exists() else 0,
-        "classes": int(products["label"].nunique()),
+        "classes": len(set(products["label"]) - {""}),
         "parts": {part: int((products["part"] == part).sum()) for part in PARTS},
     }
     with written_whole(folder / "products.parquet") as path:

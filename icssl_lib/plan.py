@@ -25,13 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from icssl_lib.catalogue import PARTS, normalise_title, split
-from icssl_lib.config import Study, nearest
+from icssl_lib.catalogue import PARTS, Report, normalise_title, split
+from icssl_lib.config import AmazonSource, Study, nearest
+from icssl_lib.fetch import FINAL
 from icssl_lib.images import decode, written_whole
 from icssl_lib.methods import METHODS, adapted_by, entry_of, trained_alike, trainings
 from icssl_lib.paper import TABLE1
 from icssl_lib.pretrain import VISION_MODEL, text_shape, vision_shape
 from icssl_lib.runs import may_fork
+from icssl_lib.sources.amazon import meta_path, picture_path, read_log, read_products
 
 # Dense peak in TFLOP/s, (16 bit, float32), and memory in GB, of NVIDIA's data sheets: H100 SXM5 80 GB, H200 SXM 141 GB,
 # A100 80 GB, V100 SXM2 32 GB, T4 (the last two have fp16 and no bf16), and the Ada architecture white paper (RTX 4090).
@@ -86,19 +88,27 @@ class Data:
 
 
 def data_of(name: str, study: Study, out: Path) -> Data:
-    """The size of a dataset: of the ingested catalogue, else of its source, else of the paper's Table 1."""
+    """The size of a dataset: of the ingested catalogue, else of its source, else of the paper's Table 1.
+
+    Raises:
+        PlanError: neither is there.
+        CatalogueError: its source cannot be read.
+    """
     source = study.datasets[name]
     if (out / "catalogues" / name / "catalogue.json").is_file():
         products = pd.read_parquet(out / "catalogues" / name / "products.parquet")
         shown, pictures = (products.image_row >= 0).to_numpy(), products.image_row.max() + 1
         return _data(study, out, products.title, products.label, products.part, shown, pictures, "as ingested")
-    meta = getattr(source, "meta", None)
-    if meta is not None and not Path(meta).is_file():
+    if source.source == "amazon" and meta_path(source).is_file():
+        table, shown, origin = _products_of(name, source)
+        part = split(table, study.split_seed)
+        return _data(study, out, table.title, table.label, part, shown, table.image[shown].nunique(), origin)
+    if source.source == "amazon":
         row = TABLE1[TABLE1.dataset == name]
         if row.empty:
             raise PlanError(
-                f"datasets.{name}: {meta} is not there to be counted, and the paper has no such genre; fetch it first, "
-                f"or name the dataset after one of {', '.join(TABLE1.dataset)}"
+                f"datasets.{name}: {source.meta} is not there to be counted, and the paper has no such genre; fetch it "
+                f"first, or name the dataset after one of {', '.join(TABLE1.dataset)}"
             )
         n, classes, words = (int(row.products.iloc[0]), int(row.classes.iloc[0]), float(row.words.iloc[0]))
         parts = {part: round(n * share / 100) for part, share in PARTS.items()}
@@ -111,7 +121,9 @@ def data_of(name: str, study: Study, out: Path) -> Data:
     from icssl_lib.sources import load
 
     raw = load(name, source)
-    table = raw.table
+    table = raw.table.assign(label=raw.table.label.str.strip())
+    if getattr(source, "unlabelled", "ssl") == "drop":
+        table = table[table.label != ""].reset_index(drop=True)
     shown = np.full(len(table), raw.read_image is not None)
     if source.source != "synthetic" and raw.read_image is not None:
         shown = np.array([bool(reference) for reference in table.image])
@@ -122,9 +134,32 @@ def data_of(name: str, study: Study, out: Path) -> Data:
         return decode(raw.read_image(table.image.iloc[i]), study.vision.image_size)
 
     origin = "by its settings" if source.source == "synthetic" else "by its file, before cleaning"
-    tried = sample if shown.any() and meta is None else None
+    tried = sample if shown.any() else None
     part = split(table, study.split_seed)
     return _data(study, out, table.title, table.label, part, shown, int(shown.sum()), origin, tried)
+
+
+def _products_of(name: str, source: AmazonSource) -> tuple[pd.DataFrame, np.ndarray, str]:
+    """The products of an Amazon dataset that ingest will keep, as far as its metadata and what is fetched tell.
+
+    Returns:
+        Columns title, label and image (path below the folder, or ''); which have a picture, (N,); what is not known.
+    """
+    statuses = read_log(source.folder)
+    dead = {path for path, status in statuses.items() if status in FINAL and status != "ok"}
+    table = pd.DataFrame(read_products(name, source, Report()), dtype=object)  # object: a title may be no Unicode
+    table["image"] = [url and picture_path(url) for url in table.url]
+    table["shown"] = [path != "" and path not in dead for path in table.image]
+    table = table.drop_duplicates("id")
+    if source.missing_image == "drop":
+        table = table[table.shown]
+    table = table[table.label.map(table.label.value_counts()) >= source.min_class_size].reset_index(drop=True)
+    unknown = len({path for path in table.image[table.shown] if statuses.get(path) != "ok"})
+    origin = "by its metadata, before cleaning"
+    if unknown:
+        lost = "products without one are dropped" if source.missing_image == "drop" else "their products are kept"
+        origin += f"; pictures not fetched yet: {unknown}, of which some may be gone ({lost})"
+    return table, table.shown.to_numpy(), origin
 
 
 def _data(study, out, title, label, part, shown, pictures, origin, sample=None) -> Data:

@@ -122,7 +122,7 @@ def table1(catalogues: Sequence[Catalogue]) -> pd.DataFrame:
             "dataset": catalogue.name,
             "source": "this run",
             "products": len(products),
-            "classes": products["label"].nunique(),
+            "classes": len(set(products["label"]) - {""}),
             "words": round(products["title"].str.split().str.len().mean(), 2),
         }
         rows.append(row | {part: int((products["part"] == part).sum()) for part in PARTS})

@@ -108,6 +108,26 @@ def test_each_product_is_in_each_part_as_often_as_its_share():
         assert len(times.xs(name, level=1)) == 50
 
 
+@given(many_titles, st.integers(0, 9), st.integers(0, 100), st.randoms(use_true_random=False))
+def test_products_without_a_label_adapt_and_leave_the_others_more_labels(titles, seed, percent, draw):
+    frame = products(titles)
+    frame["label"] = ["" if draw.randrange(100) < percent else "lamp" for _ in titles]
+    frame.loc[frame.index[-30:], "label"] = "lamp"  # some have one
+    groups, bare = frame["title"].map(normalise_title), frame["label"] == ""
+    part = split(frame, seed)
+    assert (part.groupby(groups).nunique() == 1).all()
+    own = bare & ~groups.isin(groups[~bare])
+    assert (part[own] == "ssl").all()
+    counted = part[~bare].value_counts().reindex(list(PARTS), fill_value=0)
+    largest = int(groups[~bare].value_counts().iloc[0])
+    adapting = max(0, ((~bare).sum() + own.sum()) / 2 - own.sum())
+    assert counted["ssl"] == pytest.approx(adapting, abs=3 * largest)
+    for name in ("train", "dev", "test"):  # what is left, at 30:10:10
+        assert counted[name] == pytest.approx(((~bare).sum() - adapting) * PARTS[name] / 50, abs=3 * largest)
+    if not own.any():
+        assert part.equals(split(frame[["id", "title"]], seed))
+
+
 def test_a_tiny_catalogue_is_refused():
     for titles in (["a", "b", "c", "d"], ["same"] * 100, []):
         with pytest.raises(CatalogueError, match="too few to split"):
@@ -221,7 +241,7 @@ def counted(report: pd.DataFrame) -> dict[tuple[str, str], int]:
 FAULTS = {
     ("empty id", "dropped"): 1,
     ("empty title", "dropped"): 1,
-    ("empty label", "dropped"): 1,
+    ("empty label", "kept"): 1,
     ("duplicated id", "dropped"): 2,
     ("control characters in title", "repaired"): 1,
     ("picture corrupt", "dropped"): 1,
@@ -241,7 +261,8 @@ def test_each_fault_is_counted_with_an_example(tmp_path):
     assert examples["duplicated id"] == "p00: Duplicated id"
     assert "30000" in examples["picture too large"] or "900000000" in examples["picture too large"]
     left = catalogue.products.set_index("id")
-    assert sorted(left.index) == sorted([f"p{i:02d}" for i in range(40)] + ["b10", "b11"])
+    assert sorted(left.index) == sorted([f"p{i:02d}" for i in range(40)] + ["b06", "b10", "b11"])
+    assert left.loc["b06", ["label", "part"]].tolist() == ["", "ssl"]
     assert left.loc["p00", "title"] == "Lamp number 0"
     assert left.loc["b11", "title"] == "Bell and break"
 
@@ -296,6 +317,33 @@ def test_labels_are_those_of_train_alone(tmp_path):
     again = open_catalogue(tmp_path / "out")
     assert again.labels == catalogue.labels
     assert again.label_counts.equals(catalogue.label_counts)
+
+
+def test_a_shop_that_has_labelled_few_products_adapts_with_all(tmp_path):
+    """Of 40 products 10 have no label: they are half of the SSL part, so of the others 10 are in it, not 15."""
+    frame = write_shop(tmp_path)
+    frame.loc[frame.index[::4], "label"] = " "
+    frame.loc[4, "title"] = "LAMP number 1!"  # of a product with a label: one title would stand in two parts
+    catalogue = run(tmp_path, frame)
+    table, labelled = catalogue.products, catalogue.products["label"] != ""
+    with_that_title = table.loc[table["id"] == "p01", "part"].item()
+    assert ("p04" in set(table["id"])) == (with_that_title == "ssl")
+    expected = {("empty label", "kept"): 10}
+    if with_that_title != "ssl":
+        expected["empty label, and the title of a product of another part", "dropped"] = 1
+    assert counted(catalogue.report) == expected
+    assert (table[~labelled]["part"] == "ssl").all()
+    assert (table[~labelled]["image_row"] >= 0).all()
+    parts = table[labelled]["part"].value_counts()
+    assert parts.to_dict() == {"train": 12, "ssl": 10, "dev": 4, "test": 4}
+    assert json.loads((tmp_path / "out" / "catalogue.json").read_text())["classes"] == 3
+    assert catalogue.labels == ["class 1", "class 2", "class 3"]
+
+    dropped = run(tmp_path, frame, unlabelled="drop")
+    assert counted(dropped.report) == {("empty label", "dropped"): 10}
+    assert dropped.products["part"].value_counts().to_dict() == {"ssl": 15, "train": 9, "dev": 3, "test": 3}
+    with pytest.raises(CatalogueError, match="all 40 products are without a label"):
+        run(tmp_path, frame.assign(label=""))
 
 
 def test_products_that_name_one_picture_share_its_row(tmp_path):

@@ -11,14 +11,17 @@ import pytest
 import torch
 import toys
 from profile_study import at_most
+from test_amazon import line
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from icssl_lib import plan as planning
 from icssl_lib import pretrain, runs
 from icssl_lib.adapt import adapt
+from icssl_lib.catalogue import Report
 from icssl_lib.config import Study, load_config
 from icssl_lib.finetune import classify
 from icssl_lib.plan import Data, Job, PlanError, adapt_steps, costs, data_of, finetune_steps, jobs_of, measure, wall
+from icssl_lib.sources.amazon import LOG, picture_path, read_products
 
 PAPER = {
     "study": "big",
@@ -261,3 +264,76 @@ def test_unknown_hardware_gives_the_nearest(root, tmp_path, capsys):
     config = str(root / "config/smoke.yaml")
     assert runs.main(["plan", config, "--hardware", "h1000", "--out", str(tmp_path), "--no-measure"]) == 1
     assert "--hardware: no 'h1000'; did you mean 'h100'?" in capsys.readouterr().err
+
+
+def amazon_study(folder, **keys) -> Study:
+    """A dataset with no name of the paper's: 40 mugs, 12 rugs, 3 vases, and 8 lamps that name no picture."""
+    products = [("mug", i, f"http://a.example/{i}.jpg") for i in range(40)]
+    products += [("rug", i, f"http://a.example/{100 + i // 2}.jpg") for i in range(12)]  # two share one picture
+    products += [("vase", i, f"http://a.example/{200 + i}.jpg") for i in range(3)]
+    products += [("lamp", i, None) for i in range(8)]
+    lines = [line(2023, f"{k}{i}", f"{k} number {i}", ("Home", k), url) for k, i, url in products]
+    lines.append(line(2023, "mug0", "mug number 0, again", ("Home", "mug"), "http://a.example/999.jpg"))
+    folder.mkdir(exist_ok=True)
+    (folder / "meta.jsonl").write_text("\n".join(lines))
+    source = {"source": "amazon", "vintage": 2023, "meta": str(folder / "meta.jsonl"), "folder": folder}
+    return Study.model_validate(PAPER | {"datasets": {"toys": source | keys}})
+
+
+def size(data: Data) -> tuple[int, int]:
+    """Products and pictures."""
+    return data.ssl + data.train + data.dev + data.test, data.pictures
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, (55, 49)),
+        ({"min_class_size": 4}, (52, 46)),
+        ({"missing_image": "keep"}, (63, 49)),
+        ({"missing_image": "keep", "min_class_size": 10}, (52, 46)),
+    ],
+)
+def test_amazon_is_counted_by_its_metadata_before_any_picture_is_fetched(tmp_path, keys, expected):
+    study = amazon_study(tmp_path / "data", **keys)
+    data = data_of("toys", study, tmp_path)
+    assert size(data) == expected
+    lost = "their products are kept" if "missing_image" in keys else "products without one are dropped"
+    assert data.origin.endswith(f"; pictures not fetched yet: {expected[1]}, of which some may be gone ({lost})")
+    assert (data.pairs == data.ssl) == (expected[0] < 60)  # lamps have no picture
+    assert data.sample is None
+
+
+def test_amazon_is_counted_where_its_metadata_are_fetched_to(tmp_path):
+    study = amazon_study(tmp_path / "data", meta="https://a.example/meta_Toys.jsonl")
+    with pytest.raises(PlanError, match=r"toys: https://a\.example/meta_Toys\.jsonl is not there .* fetch it first"):
+        data_of("toys", study, tmp_path)
+    (tmp_path / "data/meta.jsonl").rename(tmp_path / "data/2023-meta_Toys.jsonl")
+    study = study.model_copy(update={"methods": ["origin"]})
+    table = planning.plan(study, tmp_path, 1, measured=False)
+    assert "toys: 55 products, 49 pictures, " in planning.show(table)
+
+
+@pytest.mark.parametrize(("missing_image", "expected"), [("drop", (51, 46)), ("keep", (63, 46))])
+def test_what_became_of_fetched_pictures_is_counted(tmp_path, missing_image, expected):
+    """Gone for good: products with them are dropped; refused: asked again, so it may come."""
+    study = amazon_study(tmp_path / "data", missing_image=missing_image)
+    urls = [product.url for product in read_products("toys", study.datasets["toys"], Report()) if product.url]
+    status = dict.fromkeys(urls, "ok") | {urls[1]: "gone", urls[2]: "corrupt", urls[40]: "gone", urls[5]: "refused"}
+    entries = [json.dumps({"path": picture_path(url), "status": s}) + "\n" for url, s in status.items()]
+    (tmp_path / "data" / LOG).write_text("".join(entries))
+    data = data_of("toys", study, tmp_path)
+    assert size(data) == expected
+    assert "; pictures not fetched yet: 1, of which" in data.origin
+    (tmp_path / "data" / LOG).write_text("".join(entries).replace("refused", "ok"))
+    assert data_of("toys", study, tmp_path).origin == "by its metadata, before cleaning"
+
+
+@pytest.mark.parametrize(("unlabelled", "expected"), [("ssl", (50, 30, 10, 10)), ("drop", (25, 15, 5, 5))])
+def test_products_without_a_label_are_counted_where_they_will_be(tmp_path, unlabelled, expected):
+    rows = [[f"Lamp {i}", "" if i % 2 else f"class {i % 4}"] for i in range(100)]
+    pd.DataFrame(rows, columns=["title", "label"]).to_csv(tmp_path / "shop.csv", index=False)
+    source = {"source": "table", "table": tmp_path / "shop.csv", "image": None, "unlabelled": unlabelled}
+    study = Study.model_validate(PAPER | {"datasets": {"shop": source}, "methods": ["origin", "simcse"]})
+    data = data_of("shop", study, tmp_path)
+    assert (data.ssl, data.train, data.dev, data.test, data.classes) == (*expected, 2)
