@@ -54,6 +54,24 @@ def test_excel_mark_and_absent_fields(tmp_path):
     assert raw.table.to_numpy().tolist() == [["0", "Lamp", "lamp", "a.png"], ["1", "Chair", "", ""]]
 
 
+LOOSE = ['"Vintage mug,kitchen', "Lamp,lighting", '"Retro clock,home']  # from one quote to the next would be one text
+
+
+def test_a_quote_that_does_not_close_swallows_no_lines(tmp_path):
+    (tmp_path / "p.csv").write_text("name,class\n" + "\n".join(LOOSE) + "\n")
+    with pytest.raises(CatalogueError, match=r"p\.csv: a quote that does not close, at line 4 or above .*vintage"):
+        load("shop", source(tmp_path / "p.csv", id=None, image=None))
+    (tmp_path / "p.tsv").write_text("name\tclass\n" + "\n".join(LOOSE).replace(",", "\t") + "\n")
+    raw = load("shop", source(tmp_path / "p.tsv", id=None, image=None))
+    assert raw.table[["title", "label"]].to_numpy().tolist() == [
+        ['"Vintage mug', "kitchen"], ["Lamp", "lighting"], ['"Retro clock', "home"],
+    ]  # fmt: skip
+    long = '"Two lines,\nand ""quotes""",home\n'
+    (tmp_path / "q.csv").write_text("name,class\n" + long)
+    raw = load("shop", source(tmp_path / "q.csv", id=None, image=None))
+    assert raw.table["title"].tolist() == ['Two lines,\nand "quotes"']
+
+
 def test_values_that_are_no_text(tmp_path):
     rows = [{"sku": 7, "name": None, "class": 1.5, "file": None}, {"sku": True, "name": ["Lamp"], "class": {"a": 1}}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
@@ -109,7 +127,7 @@ CSV = ROWS.to_csv(index=False).encode()
         ("p", CSV, "unknown kind of table"),
         ("p.csv", CSV + b"010,Lamp, blue,lamp,a.png\n", "broken table: .*Expected 4 fields in line 5, saw 5"),
         ("p.csv", b"sku,name,class,file\n1,Lamp, blue,lamp,a.png\n", "the rows have more fields than the header"),
-        ("p.csv", CSV + b'010,"Lamp,lamp,a.png\n', "broken table: .*EOF inside string"),
+        ("p.csv", CSV + b'010,"Lamp,lamp,a.png\n', "a quote that does not close, at line 5 or above"),
         ("p.jsonl", b"1\n[2]\n{\n", "no line is a JSON object"),
         ("p.jsonl", b"[" * 100_000, "no line is a JSON object"),
         ("p.parquet", CSV, "broken table"),

@@ -3,6 +3,7 @@
 Everything is read as text or bytes; nothing is evaluated or unpickled.
 """
 
+import csv
 import gzip
 import json
 import zlib
@@ -24,7 +25,8 @@ def load(name: str, source: TableSource) -> RawCatalogue:
     """Read the table; texts are str ('' where absent), images paths or bytes.
 
     A line of JSONL that is no object is dropped and counted (an export that was cut short ends in one); a CSV or
-    TSV line with too many fields stops the reading, since after an unquoted comma or quote no column is certain.
+    TSV line with too many fields stops the reading, and so does a CSV's quote that does not close at a field's end,
+    since after an unquoted comma or quote no column is certain. In a TSV such a quote makes all of them plain text.
 
     Raises:
         CatalogueError: absent, empty, broken, not a table, of unknown kind, or without a column that is named.
@@ -110,11 +112,30 @@ def _read_text(path: Path, wanted: list[str], report: Report, where: str) -> dic
         if ".jsonl" in path.name.lower():
             return _read_jsonl(file, wanted, report, where)
         separator = "\t" if ".tsv" in path.name.lower() else ","
-        raw = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, na_filter=False)
+        quoting = _quoting(file, separator, where)
+        file.seek(0)
+        raw = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, na_filter=False, quoting=quoting)
     _check_columns(wanted, list(raw.columns), where)
     if not isinstance(raw.index, pd.RangeIndex):  # pandas takes surplus fields for row names
         raise CatalogueError(f"{where}: the rows have more fields than the header; quote texts with a separator")
     return {column: raw[column].tolist() for column in wanted}
+
+
+def _quoting(file: TextIO, separator: str, where: str) -> int:
+    """How pandas is to take quotes. It would read on from one that opens a text to the next one, lines further down,
+    and lose what lies between."""
+    reader = csv.reader(file, delimiter=separator, strict=True)
+    try:
+        for _ in reader:
+            pass
+    except csv.Error as error:
+        if separator == "\t":  # titles of inches and nicknames: written without any quoting
+            return csv.QUOTE_NONE
+        raise CatalogueError(
+            f"{where}: a quote that does not close, at line {reader.line_num} or above ({error}); "
+            'put a text that holds quotes in quotes, and each of its own twice: "a ""vintage"" mug"'
+        ) from None
+    return csv.QUOTE_MINIMAL
 
 
 def _read_jsonl(file: TextIO, wanted: list[str], report: Report, where: str) -> dict[str, list[Any]]:
