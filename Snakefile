@@ -3,10 +3,11 @@
 A job runs again when its inputs, or its own part of the configuration (`params.digest`), changed.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
-from icssl_lib.config import load_config
+from icssl_lib.config import TextConfig, load_config
 from icssl_lib.methods import METHODS, adapted_by, entry_of, trained_alike
 from icssl_lib.runs import ROOT, digest
 
@@ -14,8 +15,16 @@ STUDY_FILE = config["study"]
 STUDY = load_config(STUDY_FILE)
 NOTEBOOKS = ROOT / "notebooks"
 OUT = Path.cwd()
-RUN = f"'{sys.executable}' -m icssl_lib.warm run"
-EXECUTE = f"{RUN} execute '{NOTEBOOKS}/{{params.notebook}}.ipynb' '{{output.notebook}}' 'config={STUDY_FILE}' 'out={OUT}'"
+
+
+def quoted(text):
+    """For the shell, and for Snakemake, which fills in what stands in braces: a path may hold any character."""
+    return shlex.quote(str(text)).replace("{", "{{").replace("}", "}}")
+
+
+RUN = f"{quoted(sys.executable)} -m icssl_lib.warm run"
+WHERE = f"{quoted(f'config={STUDY_FILE}')} {quoted(f'out={OUT}')}"
+EXECUTE = f"{RUN} execute {quoted(NOTEBOOKS)}/{{params.notebook}}.ipynb {{output.notebook}} {WHERE}"
 PIECE = "dataset={wildcards.dataset} method={wildcards.method} seed={wildcards.seed}"
 TRAIN = f"{EXECUTE} {PIECE} --gpus {{resources.gpu}}"
 ADAPTED = [m for m in STUDY.methods if m in METHODS and METHODS[m].adapts]  # variants are not looked at on maps
@@ -62,6 +71,12 @@ def trained_first(wildcards):
     return expand(f"records/{wildcards.dataset}/{{m}}/seed{wildcards.seed}.json", m=sorted(makers))
 
 
+def pretrain_digest(wildcards):
+    tokens = STUDY.text.max_tokens  # added later: where it is the default, what was made before stays
+    more = [tokens] if wildcards.tower == "text" and tokens != TextConfig().max_tokens else []
+    return digest(STUDY.pretrain, STUDY.vision.image_size, *more)
+
+
 def finetune_digest(wildcards):
     own, entry = STUDY.of(wildcards.method), entry_of(STUDY, wildcards.method)
     return digest(own.text, own.finetune, own.runtime, *([own.vision] if entry.looks else []), *entry.recipe)
@@ -95,7 +110,7 @@ rule pretrain:
         notebook="notebooks/00_pretrain-{tower}.ipynb",
     params:
         notebook="00_pretrain",
-        digest=digest(STUDY.pretrain, STUDY.vision.image_size),
+        digest=pretrain_digest,
     priority: 100
     log: "logs/00_pretrain-{tower}.log",
     shell: f"{EXECUTE} tower={{wildcards.tower}} > {{log}} 2>&1"
@@ -110,7 +125,7 @@ rule fetch:
         digest=lambda w: digest(STUDY.datasets[w.dataset]),
     priority: 95
     log: "logs/fetch-{dataset}.log",
-    shell: f"{RUN} fetch '{STUDY_FILE}' --dataset '{{wildcards.dataset}}' --out '{OUT}' > {{log}} 2>&1"
+    shell: f"{RUN} fetch {quoted(STUDY_FILE)} --dataset {{wildcards.dataset}} --out {quoted(OUT)} > {{log}} 2>&1"
 
 
 rule catalogue:
@@ -172,7 +187,7 @@ rule results:
     output:
         "results.csv",
     log: "logs/results.log",
-    shell: f"{RUN} collect '{STUDY_FILE}' '{OUT}' > {{log}} 2>&1"
+    shell: f"{RUN} collect {quoted(STUDY_FILE)} {quoted(OUT)} > {{log}} 2>&1"
 
 
 rule table2:
@@ -229,7 +244,7 @@ rule cost:
         notebook="notebooks/06_cost.ipynb",
     params:
         notebook="06_cost",
-    threads: workflow.cores  # alone, so that no other job disturbs its times
+    threads: config.get("cores", 1)  # alone, so that no other job disturbs its times; on a cluster it cannot ask for that
     log: "logs/06_cost.log",
     shell: f"{EXECUTE} > {{log}} 2>&1"
 
@@ -270,4 +285,4 @@ rule report:
     output:
         "report/index.html",
     log: "logs/report.log",
-    shell: f"{RUN} report '{STUDY_FILE}' '{OUT}' > {{log}} 2>&1"
+    shell: f"{RUN} report {quoted(STUDY_FILE)} {quoted(OUT)} > {{log}} 2>&1"

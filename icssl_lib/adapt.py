@@ -272,6 +272,7 @@ def adapt_here(method: str, catalogue: Catalogue, study: Study, seed: int, out: 
             raise ValueError(f"{catalogue.name}: no batch has two different titles; set adapt.mask_duplicates: false")
         after = measure(towers, tokenizer, catalogue, study, images, accelerator)
     checkpoint.remove()
+    tokenizer.model_max_length = study.text.max_tokens  # others cut titles where adaptation did
     return Adapted(
         towers.text.backbone.cpu().eval(),
         tokenizer,

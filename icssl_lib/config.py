@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -20,7 +21,20 @@ from pydantic import (
 )
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # names become folders
+
+
+def _stays_text(name: str) -> str:
+    """A name is also a cell of results.csv, from which pandas would read some back as a number or as nothing."""
+    try:
+        float(name)
+    except ValueError:
+        if name.lower() not in ("na", "none", "null", "true", "false"):
+            return name
+    raise ValueError("a table would read it back as a number, a truth value or nothing; call it, say, 'shop-...'")
+
+
+# Names become folders.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"), AfterValidator(_stays_text)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
@@ -54,6 +68,8 @@ class TableSource(Strict):
     image_folder: Path | None = None  # None: the table's folder
     missing_image: Literal["drop", "keep"] = "drop"
     min_class_size: PositiveInt = 1  # smaller classes are dropped, and counted
+    # Products without a label: theirs are no classes, but their titles and pictures adapt the encoder.
+    unlabelled: Literal["ssl", "drop"] = Field("ssl", exclude_if=lambda value: value == "ssl")
 
 
 # Where the metadata of the three vintages lies, and Amazon's picture servers, past and present
@@ -256,9 +272,13 @@ class Study(Strict):
                     if key not in known:
                         raise ValueError(f"variants.{name}.{section}.{key}: unknown key; {nearest(key, list(known))}")
             try:
-                self.of(name)
+                own = self.of(name).finetune.fractions
             except ValidationError as error:
                 raise ValueError(f"variants.{name}: " + "; ".join(_explain(item) for item in error.errors())) from None
+            if alone := sorted(set(own) - set(self.finetune.fractions)):
+                raise ValueError(
+                    f"variants.{name}.finetune.fractions: {alone} are none of the study's, to compare with"
+                )
         return self
 
     def of(self, method: str) -> "Study":
@@ -316,12 +336,16 @@ def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
         resolve(source, "folder")
         if isinstance(source, dict) and "://" not in str(source.get("meta")):
             resolve(source, "meta")
-    resolve(raw.get("vision"), "checkpoint")
-    text = raw.get("text")
-    if isinstance(text, dict) and isinstance(text.get("model"), str):
-        looks_like_path = text["model"].startswith((".", "/", "~"))
-        if looks_like_path or (folder / text["model"]).is_dir():
-            resolve(text, "model")
+    variants = raw.get("variants")
+    for part in (raw, *(variants.values() if isinstance(variants, dict) else ())):
+        if not isinstance(part, dict):
+            continue
+        resolve(part.get("vision"), "checkpoint")
+        text = part.get("text")
+        if isinstance(text, dict) and isinstance(text.get("model"), str):
+            looks_like_path = text["model"].startswith((".", "/", "~"))
+            if looks_like_path or (folder / text["model"]).is_dir():
+                resolve(text, "model")
 
 
 def _explain(item: dict[str, Any]) -> str:
@@ -340,6 +364,8 @@ def _model_at(parents: list[str | int]) -> type[BaseModel]:
     }
     if parents and parents[0] == "datasets":
         return sources[str(parents[-1])]
+    if parents and parents[0] == "variants":  # what is inside their sections `Study` checks itself
+        return Variant
     model: type[BaseModel] = Study
     for part in parents:
         options = [

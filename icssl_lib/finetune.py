@@ -163,7 +163,7 @@ def classify_fractions_here(
     main = int(os.environ.get("RANK", 0)) == 0
     bar = f"{catalogue.name} {method} seed {seed}"
     for fraction in tqdm(study.finetune.fractions, desc=bar, disable=not (progress and main)):
-        name = f"f{round(100 * fraction):03d}"
+        name = f"f{100 * fraction:03g}"  # f005, f100; f0.4 for four thousandths
         settings = study.text, study.finetune, *path_here(study.runtime)
         parts = (method, seed, fraction, *settings, encoder, made, *entry.recipe)
         key = digest(*parts, catalogue.split_hash, ingested, *shown)

@@ -74,6 +74,15 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
     return papermill.inspect_notebook(str(notebook))
 
 
+def as_declared(texts: dict[str, str], known: dict[str, Any]) -> dict[str, Any]:
+    """Values as a command line has them: text where the notebook's default is one (a path, a name that looks like a
+    number), else what they are in YAML. known: of `parameters_of`."""
+    import yaml
+
+    is_text = {name for name, about in known.items() if about["default"][:1] in ("'", '"')}
+    return {name: value if name in is_text else yaml.safe_load(value) for name, value in texts.items()}
+
+
 def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
     """Run a notebook by papermill, refusing parameters that it does not know, which papermill only warns about.
 
@@ -272,12 +281,18 @@ def locked(out: Path) -> Iterator[int]:
         yield handle.fileno()
 
 
-def snakemake(config: Path, out: Path, *options: str) -> list[str]:
-    """The command that runs the DAG of one configuration in its run folder."""
+def snakemake(config: Path, out: Path, *options: str, cores: int | None = None) -> list[str]:
+    """The command that runs the DAG of one configuration in its run folder.
+
+    Args: cores: of this machine, where jobs run on it; what is timed takes all of them. None: jobs run elsewhere.
+    """
+    here = [f"cores={cores}"] if cores else []
     return [
         *(sys.executable, "-m", "icssl_lib.warm", "dag"),
         *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(out)),
-        *("--config", f"study={config.resolve()}", "--scheduler", "greedy", "--nolock", "--rerun-incomplete"),
+        # Quoted, since Snakemake reads values as YAML, for which a path may hold a comment.
+        *("--config", f"study={json.dumps(str(config.resolve()), ensure_ascii=False)}", *here),
+        *("--scheduler", "greedy", "--nolock", "--rerun-incomplete"),
         *("--rerun-triggers", "mtime", "params", "input", "--keep-going", "--nocolor", *options),
     ]  # fmt: skip
 
@@ -361,7 +376,8 @@ def show_plan(config: Path, out: Path, cores: int, hardware: str | None, measure
 
 def may_fork(device: str) -> bool:
     """Whether jobs may be forks of one process: a GPU's state does not survive one, so there kernels start cold."""
-    has_gpu = sys.platform != "linux" or any(Path("/dev").glob("nvidia*")) or Path("/dev/kfd").exists()
+    devices = Path("/dev")  # kfd: AMD's; dxg: Windows', inside WSL
+    has_gpu = sys.platform != "linux" or any(path for kind in ("nvidia*", "kfd", "dxg") for path in devices.glob(kind))
     return device == "cpu" or (device == "auto" and not has_gpu)
 
 
@@ -425,7 +441,7 @@ def run_study(config: Path, out: Path, cores: int | None, profile: Path | None =
         environment = MALLOC | os.environ | {
             "OMP_NUM_THREADS": str(study.runtime.threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
-        command = snakemake(config, out, *(("--cores", str(cores)) if cores else ()))
+        command = snakemake(config, out, *(("--cores", str(cores)) if cores else ()), cores=None if profile else cores)
         if profile is None:
             environment[warm.STUDY] = str(os.getpid())
         else:
@@ -517,14 +533,12 @@ def main(argv: list[str] | None = None) -> int:
     warm.exit_with_study()
     try:
         if options.command == "execute":
-            import yaml
-
             if bare := [pair for pair in options.parameters if "=" not in pair]:
                 raise RunError(f"parameter '{bare[0]}': expected name=value")
             pairs = dict(pair.split("=", 1) for pair in options.parameters)
             gpus = options.gpus if warm.STUDY in os.environ else 0  # elsewhere the cluster has given the job its own
             with own_gpus(gpus, Path.cwd()):
-                execute(options.notebook, options.output, {k: yaml.safe_load(v) for k, v in pairs.items()})
+                execute(options.notebook, options.output, as_declared(pairs, parameters_of(options.notebook)))
         elif options.command == "collect":
             collect(load_config(options.config), options.out)
         elif options.command == "report":

@@ -108,6 +108,8 @@ def _answer(connection: socket.socket) -> None:
     message, control, _, _ = connection.recvmsg(1 << 20, socket.CMSG_SPACE(3 * fds.itemsize))
     for _, _, data in control:
         fds.frombytes(data)
+    while more := connection.recv(1 << 20):  # a large environment comes in pieces
+        message += more
     request = json.loads(message)
     worker = os.fork()
     if worker == 0:
@@ -167,7 +169,10 @@ def ask(address: str, arguments: list[str]) -> int:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         streams = array.array("i", [0, 1, 2])
-        connection.sendmsg([json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+        message = json.dumps(request).encode()
+        sent = connection.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+        connection.sendall(message[sent:])
+        connection.shutdown(socket.SHUT_WR)
         return int(connection.recv(16) or b"1")
 
 

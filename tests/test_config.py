@@ -31,6 +31,11 @@ def write(folder: Path, **changes) -> Path:
         ({"datasets": {"a": {"source": "table", "tabel": "x"}}}, r"tabel: unknown key; did you mean 'table'"),
         ({"datasets": {"a": {"source": "synthetic", "genre": "toys"}}}, r"'automotive', 'beauty' or 'electronics'"),
         ({"datasets": {"../a": {"source": "table", "table": "x"}}}, r"should match pattern"),
+        ({"datasets": {"2014": {"source": "table", "table": "x"}}}, r"2014\.\[key\]: .*read it back as a number"),
+        ({"study": "nan"}, r"study: .*read it back as a number"),
+        ({"variants": {"NA": {"of": "convirt"}}}, r"NA\.\[key\]: .*or nothing"),
+        ({"variants": {"a": {"of": "convirt", "adpat": {}}}}, r"variants\.a\.adpat: unknown key; did you mean 'adapt'"),
+        ({"variants": {"a": {"of": "convirt", "finetune": {"fractions": [0.02]}}}}, r"fractions: \[0\.02\] are none"),
         ({"adapt": {"alpha": 1.5}}, r"adapt\.alpha: .*less than or equal to 1"),
         ({"adapt": {"batch_size": 1}}, r"batch_size: .*greater than or equal to 2"),
         ({"finetune": {"fractions": [0]}}, r"fractions\.0: .*greater than 0"),
@@ -65,6 +70,16 @@ def test_relative_paths_start_at_the_file(tmp_path):
     assert study.text.model == str(tmp_path / "bert")
     assert study.vision.checkpoint == tmp_path.parent / "v.safetensors"
     assert load_config(write(tmp_path)).text.model == "bert-base-uncased"
+
+
+def test_relative_paths_of_a_variant_start_at_the_file_too(tmp_path):
+    (tmp_path / "bert").mkdir()
+    hub, here = {"of": "convirt", "text": {"model": "bert-base-uncased"}}, {"of": "convirt", "text": {"model": "bert"}}
+    here["vision"] = {"model": "x", "checkpoint": "v.safetensors"}
+    study = load_config(write(tmp_path, variants={"hub": hub, "here": here}))
+    assert study.of("hub").text.model == "bert-base-uncased"
+    assert study.of("here").text.model == str(tmp_path / "bert")
+    assert study.of("here").vision.checkpoint == tmp_path / "v.safetensors"
 
 
 def test_defaults_are_the_paper_s(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import pandas as pd
@@ -16,6 +17,7 @@ from icssl_lib import runs, warm
 from icssl_lib.config import AdaptConfig, FinetuneConfig, RuntimeConfig, Study
 from icssl_lib.runs import (
     RunError,
+    as_declared,
     collect,
     digest,
     execute,
@@ -102,6 +104,14 @@ def test_unknown_parameter_gives_the_nearest_and_nothing_runs(root, tmp_path, ca
     assert runs.main(["execute", str(notebook), str(output), "seed"]) == 1
     assert "expected name=value" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parameter_is_what_its_default_is(root):
+    """A path with " #" is no YAML comment, and Norway's shop is called "no"."""
+    texts = {"config": "/home/ann/course #2/a: b.yaml", "dataset": "no", "seed": "7", "method": "convirt"}
+    found = as_declared(texts, parameters_of(root / "notebooks/02_adapt.ipynb"))
+    assert found == texts | {"seed": 7}
+    assert as_declared({"sead": "1"}, {}) == {"sead": 1}  # refused by `execute`
 
 
 def test_notebook_runs_with_its_parameters_and_shows_every_figure(tmp_path):
@@ -348,6 +358,15 @@ def test_warm_job_has_the_streams_folder_environment_and_exit_code_of_its_client
     with (folder / "err").open("w") as err:
         assert client(server, "raise", stderr=err).wait(timeout=30) == 1
     assert "ZeroDivisionError" in (folder / "err").read_text()
+
+
+@POSIX
+def test_warm_job_of_a_large_environment(server, tmp_path):
+    """Larger than one message of a socket: on a machine with many modules or a Nix shell."""
+    with mock.patch.dict(os.environ, {f"ICSSL_TEST_{i}": "x" * 100_000 for i in range(8)}):
+        with (tmp_path / "out").open("w") as out:
+            assert client(server, "exit", "3", cwd=tmp_path, stdout=out).wait(timeout=30) == 3
+    assert (tmp_path / "out").read_text() == f"out of {tmp_path} client\n"
 
 
 @POSIX

@@ -36,7 +36,7 @@ def config(root) -> Path:
 
 @pytest.fixture(scope="session")
 def said(config, tmp_path_factory) -> subprocess.CompletedProcess[str]:
-    out = tmp_path_factory.mktemp("study") / "smoke"
+    out = tmp_path_factory.mktemp("study") / "Ann's class #2 {smoke}: a folder as people name them"
     done = run(config, out)
     assert done.returncode == 0, done.stderr
     done.out = out
@@ -217,6 +217,28 @@ def planned(config: Path, out: Path) -> dict[str, int]:
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
     return {rule: int(count) for rule, count in jobs}
+
+
+def test_through_a_profile_the_jobs_are_submitted(config, tmp_path):
+    """Up to the cluster's own command, which here is one that refuses: the DAG is read without a number of cores, which
+    a dry run gives it. `make slurm` runs the whole study so."""
+    commands, asked = tmp_path / "bin", tmp_path / "asked"
+    commands.mkdir()
+    for name in ("sbatch", "squeue", "scancel", "sinfo", "scontrol", "sacct", "sacctmgr", "srun"):
+        (commands / name).write_text(f"#!/bin/sh\necho {name} >> '{asked}'\nexit 1\n")
+        (commands / name).chmod(0o755)
+    command = [sys.executable, "-m", "icssl_lib.runs", "study", str(config), "--out", str(tmp_path / "run")]
+    environment = os.environ | {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        [*command, "--profile", "profiles/slurm"], env=environment, capture_output=True, text=True, timeout=300,
+        check=False, cwd=runs.ROOT,
+    )  # fmt: skip
+    log = (tmp_path / "run" / "study.log").read_text()
+    assert done.returncode == 1
+    assert "jobs failed" in done.stderr
+    assert "number of cores" not in log
+    assert asked.is_file(), log
+    assert "sbatch" in asked.read_text().split()
 
 
 def test_second_call_does_nothing(config, out):
