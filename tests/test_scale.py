@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import toys
@@ -16,11 +17,11 @@ from safetensors.torch import load_file
 from test_adapt import weights
 
 from icssl_lib import adapt as stage
-from icssl_lib import catalogue, scale
+from icssl_lib import catalogue, finetune, scale
 from icssl_lib.adapt import Batch, Towers, adapt, make_vision
 from icssl_lib.config import AdaptConfig, RuntimeConfig
 from icssl_lib.encoders import TextTower, load_text
-from icssl_lib.finetune import classify_fractions
+from icssl_lib.finetune import classify, classify_fractions
 from icssl_lib.methods import METHODS
 from icssl_lib.scale import Checkpoint, WholeBatch, in_processes, local_rows
 
@@ -126,8 +127,31 @@ def test_adapt_and_finetune_in_two_processes(study, toy, tmp_path):
     assert (tmp_path / "classifiers" / toy.name / "convirt" / "seed0" / "f100" / "model.safetensors").is_file()
 
 
-def test_a_share_without_a_row_has_no_weight():
-    """Three processes, two rows: the third trains on a row that counts nothing."""
+def test_two_processes_train_the_classifier_of_one(toy, tiny_vision, tmp_path, monkeypatch):
+    """To rounding, where nothing is drawn. The last batch is one title, so that the second process has none: it goes
+    along with a row that counts nothing. By plain gradient descent, since Adam would hide a gradient twice as large."""
+    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, **_: torch.optim.SGD(parameters, lr))
+    text = toys.save_text(tmp_path / "text", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    tuned = toys.study(text, tiny_vision, finetune={"batch_size": 29, "epochs": 6, "lr": 0.5})
+    assert len(toy.part("train")) == 30
+
+    def confidence(processes: int) -> np.ndarray:
+        runtime = RuntimeConfig(device="cpu", processes=processes)
+        own = tuned.model_copy(update={"runtime": runtime})
+        return in_processes(runtime, classify, "origin", str(text), toy, own, 1.0, 0).predictions.confidence.to_numpy()
+
+    alone = confidence(1)
+    assert np.allclose(confidence(2), alone, atol=2e-5)
+    with monkeypatch.context() as patch:  # each process by its own rows
+        patch.setattr(finetune, "sum_gradients", lambda parameters, accelerator: None)
+        assert not np.allclose(confidence(2), alone, atol=1e-3)
+    with monkeypatch.context() as patch:  # the row that counts nothing, counted
+        patch.setattr(finetune, "local_rows", lambda index, accelerator: index)
+        assert not np.allclose(confidence(2), alone, atol=1e-3)
+
+
+def test_each_process_has_a_share_of_the_rows():
+    """Three processes, two rows: nothing is left for the third."""
     index = torch.tensor([7, 9])
     shares = [local_rows(index, SimpleNamespace(num_processes=3, process_index=i)).tolist() for i in range(3)]
     assert shares == [[7], [9], []]
