@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from unittest import mock
 
@@ -358,6 +359,14 @@ def test_warm_job_has_the_streams_folder_environment_and_exit_code_of_its_client
     with (folder / "err").open("w") as err:
         assert client(server, "raise", stderr=err).wait(timeout=30) == 1
     assert "ZeroDivisionError" in (folder / "err").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by the names of Linux's devices")
+@pytest.mark.parametrize("device", ["nvidia0", "kfd", "dxg", "null"])
+def test_jobs_are_no_forks_where_there_is_a_gpu(monkeypatch, device):
+    monkeypatch.setattr(Path, "glob", lambda self, kind: [self / device] if fnmatch(device, kind) else [])
+    assert runs.may_fork("auto") == (device == "null")
+    assert runs.may_fork("cpu")
 
 
 @POSIX
