@@ -75,7 +75,7 @@ def test_which_methods_of_the_study_train_alike(root):
     [
         ("convirt", {"adapt": {"alpha": 0.5}}, set()),
         ("convirt", {"finetune": {"lr": 1e-4}}, set()),
-        ("convirt", {"finetune": {"fractions": [0.5], "keep_classifiers": []}}, set()),
+        ("convirt", {"finetune": {"fractions": [1.0], "keep_classifiers": []}}, set()),
         ("convirt", {"finetune": {"label_noise": 0.1}}, set()),
         ("convirt", {"finetune": {"uda_weight": 1.0}}, set()),
         ("convirt", {"finetune": {"label_names": True}}, set()),
