@@ -6,12 +6,14 @@ A job runs again when its inputs, or its own part of the configuration (`params.
 import shlex
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from icssl_lib.config import TextConfig, load_config
 from icssl_lib.methods import METHODS, adapted_by, entry_of, trained_alike
 from icssl_lib.runs import ROOT, digest
 
-STUDY_FILE = config["study"]
+STUDY_FILE = url2pathname(urlsplit(config["study"]).path)  # a file:// address
 STUDY = load_config(STUDY_FILE)
 NOTEBOOKS = ROOT / "notebooks"
 OUT = Path.cwd()

@@ -290,8 +290,8 @@ def snakemake(config: Path, out: Path, *options: str, cores: int | None = None) 
     return [
         *(sys.executable, "-m", "icssl_lib.warm", "dag"),
         *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(out)),
-        # Quoted, since Snakemake reads values as YAML, for which a path may hold a comment.
-        *("--config", f"study={json.dumps(str(config.resolve()), ensure_ascii=False)}", *here),
+        # As an address, since Snakemake reads values as YAML, for which a path may hold a comment or end in a quote.
+        *("--config", f"study={config.resolve().as_uri()}", *here),
         *("--scheduler", "greedy", "--nolock", "--rerun-incomplete"),
         *("--rerun-triggers", "mtime", "params", "input", "--keep-going", "--nocolor", *options),
     ]  # fmt: skip

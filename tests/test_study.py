@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -224,6 +225,9 @@ def test_through_a_profile_the_jobs_are_submitted(config, tmp_path):
     would give it. `make slurm` runs the whole study so."""
     commands, asked = tmp_path / "bin", tmp_path / "asked"
     commands.mkdir()
+    folder = tmp_path / "Ann's class #2 {smoke}: 100% 'so'"
+    folder.mkdir()
+    config = shutil.copy(config, folder / "a study's.yaml")
     for name in ("sbatch", "squeue", "scancel", "sinfo", "scontrol", "sacct", "sacctmgr", "srun"):
         (commands / name).write_text(f"#!/bin/sh\necho {name} >> '{asked}'\nexit 1\n")
         (commands / name).chmod(0o755)
