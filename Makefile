@@ -7,7 +7,7 @@
 #   UPGRADE=--upgrade    move every pin to its newest version (lock)
 #   PYTHON=/path/to/it   the Python that .venv is made from
 #
-# Paths here are relative, and tools are called as `python -m`, so a clone may lie in a folder with spaces.
+# Paths here are relative, and tools are called as `python -m`, so a clone may lie in a folder of any name.
 
 CONFIG ?= config/quick.yaml
 
