@@ -337,15 +337,13 @@ def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
         if isinstance(source, dict) and "://" not in str(source.get("meta")):
             resolve(source, "meta")
     variants = raw.get("variants")
-    for part in (raw, *(variants.values() if isinstance(variants, dict) else ())):
-        if not isinstance(part, dict):
-            continue
+    parts = [raw, *(variants.values() if isinstance(variants, dict) else ())]
+    for part in filter(lambda part: isinstance(part, dict), parts):
         resolve(part.get("vision"), "checkpoint")
         text = part.get("text")
-        if isinstance(text, dict) and isinstance(text.get("model"), str):
-            looks_like_path = text["model"].startswith((".", "/", "~"))
-            if looks_like_path or (folder / text["model"]).is_dir():
-                resolve(text, "model")
+        model = text.get("model") if isinstance(text, dict) else None
+        if isinstance(model, str) and (model.startswith((".", "/", "~")) or (folder / model).is_dir()):
+            resolve(text, "model")
 
 
 def _explain(item: dict[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """Text and vision towers: backbone, pooling, projection. (N, ...) in, (N, D) out; no losses here."""
 
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -10,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from icssl_lib.config import TextConfig, VisionConfig, nearest
+from icssl_lib.images import folder_written_whole
 
 
 class ModelError(ValueError):
@@ -264,9 +263,6 @@ def embed_titles(backbone: nn.Module, tokenizer, titles: list[str], text: TextCo
 
 def save_pretrained(model, tokenizer, folder: Path) -> None:
     """Write a plain Hugging Face folder, whole: under a temporary name first, then renamed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f"{folder.name}.part{os.getpid()}")
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with folder_written_whole(folder) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)

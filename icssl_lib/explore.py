@@ -5,14 +5,13 @@ or of any table and any Hugging Face encoder (`of_table`). All other functions a
 ``position`` is a product's row in ``space.products``, and views go by their names. No widgets, no HTML.
 """
 
-import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -33,7 +32,7 @@ from icssl_lib.adapt import load_towers, make_accelerator, text_model
 from icssl_lib.catalogue import head_tail, normalise_title, open_catalogue
 from icssl_lib.config import Study, TextConfig, nearest
 from icssl_lib.encoders import TextTower, load_text, take, tokenize
-from icssl_lib.images import ImageStore, read_bytes, write_store
+from icssl_lib.images import ImageStore, alone, fingerprint, read_bytes, write_store
 from icssl_lib.methods import METHODS
 from icssl_lib.runs import piece
 
@@ -389,12 +388,9 @@ def _table_pictures(
 
     where, source = cache or Path(tempfile.mkdtemp(prefix="icssl-")), str(folder.resolve())
     where.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(f"{size} {source!r}".encode())  # another table's pictures go to another file
-    for ref in distinct:
-        data = ref if isinstance(ref, bytes) else repr(ref).encode()
-        digest.update(len(data).to_bytes(8, "big") + data)
-    path = where / f"{name}-pictures-{digest.hexdigest()[:16]}.npy"
-    with _alone(path):
+    # Another table's pictures go to another file; of two notebooks the second waits.
+    path = where / f"{name}-pictures-{fingerprint(distinct, size, source)[:16]}.npy"
+    with alone(path.with_name(f"{path.name}.lock")):
         row_of, failed = write_store(path, distinct, read, size, source=source)
         images = ImageStore(path)
     found = dict(zip(distinct, row_of, strict=True))
@@ -405,17 +401,6 @@ def _table_pictures(
     if cache is None:
         weakref.finalize(images, shutil.rmtree, where, ignore_errors=True)
     return rows, images if len(images) else None
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other notebook makes this file; the lock falls with its process, however that ends."""
-    with path.with_name(f"{path.name}.lock").open("w") as handle:
-        with contextlib.suppress(ImportError):  # Windows has no such locks
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _kept(cache: Path | None, stem: str, make: Callable[[], np.ndarray], *key: bytes | str) -> np.ndarray:

@@ -43,7 +43,7 @@ from tqdm.auto import tqdm
 
 from icssl_lib.catalogue import Report
 from icssl_lib.config import AmazonSource
-from icssl_lib.images import FORMATS, MAX_PIXELS, written_whole
+from icssl_lib.images import FORMATS, MAX_PIXELS, alone, written_whole
 from icssl_lib.sources.amazon import LOG, NO_PICTURE, meta_path, picture_path, read_log, read_products
 
 FINAL = ("ok", "gone", "placeholder", "corrupt", "too large")  # not asked for again
@@ -86,7 +86,8 @@ def fetch(name: str, source: AmazonSource, progress: bool = True) -> dict[str, A
             disk is full. The same command goes on.
         CatalogueError: the metadata cannot be read.
     """
-    with _stored_in(source.folder), _alone(source.folder), Client(source) as client:
+    # One process at a time: the limits per host hold for all genres of a study.
+    with _stored_in(source.folder), alone(source.folder / ".lock"), Client(source) as client:
         path = meta_path(source)
         if source.remote and not path.is_file():
             fetch_file(client, source.meta, path, progress)
@@ -489,13 +490,3 @@ def _stored_in(folder: Path) -> Iterator[None]:
             f"{error.filename or folder}: cannot be stored: {error.strerror or error}; free some disk or use another "
             "`folder`; what is there stays, the same command goes on"
         ) from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process fetches to this folder: the limits per host hold for all genres of a study."""
-    import fcntl
-
-    with (folder / ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

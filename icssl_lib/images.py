@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """A folder to write to, beside ``folder``; it takes its place when the block ends without an error."""
+    """A folder to write to, beside ``folder``; it takes its place when the block ends without an error.
+
+    Raises: OSError: it cannot be made or take that place; what was there stays.
+    """
     folder = folder.resolve()  # of a link, what it leads to
     part, old = (folder.with_name(f"{folder.name}.{what}{os.getpid()}") for what in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)
@@ -74,6 +77,18 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             os.replace(old, folder)
         for path in (part, old):
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with this file; the lock falls with its process, however that
+    ends. On Windows, which has no such locks, nobody waits."""
+    with lock.open("w") as handle:
+        with suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def read_bytes(path: Path) -> bytes:
@@ -176,7 +191,7 @@ def write_store(
         (N,) int64, the row of each reference in the file, -1 where it failed; each failure by its position.
     """
     partial, journal = (path.with_name(path.name + suffix) for suffix in (".partial", ".journal"))
-    head = json.dumps({"store": _fingerprint(references, size, source)}) + "\n"
+    head = json.dumps({"store": fingerprint(references, size, source)}) + "\n"
 
     def load(reference: Any) -> np.ndarray | ImageError:
         try:
@@ -282,8 +297,8 @@ def _resume(journal: Path, head: str, held: int, fails: Callable[[int], bool]) -
     return done, errors
 
 
-def _fingerprint(references: Sequence[Any], size: int, source: str) -> str:
-    """Whatever the bytes of a store depend on, the code that reads and decodes included."""
+def fingerprint(references: Sequence[Any], size: int, source: str) -> str:
+    """A hash of all that the bytes of a store depend on (see `write_store`), and of the code that reads and decodes."""
     digest = hashlib.sha256(f"{PIL.__version__} {size} {source}".encode())
     folder = Path(__file__).parent
     for code in (Path(__file__), *sorted((folder / "sources").glob("*.py"))):

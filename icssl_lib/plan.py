@@ -122,7 +122,7 @@ def data_of(name: str, study: Study, out: Path) -> Data:
 
     raw = load(name, source)
     table = raw.table.assign(label=raw.table.label.str.strip())
-    if getattr(source, "unlabelled", "ssl") == "drop":
+    if getattr(source, "unlabelled", "drop") == "drop":
         table = table[table.label != ""].reset_index(drop=True)
     shown = np.full(len(table), raw.read_image is not None)
     if source.source != "synthetic" and raw.read_image is not None:

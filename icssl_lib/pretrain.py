@@ -1,7 +1,5 @@
 """The tiny `origin` encoders of the embedded catalogue, made from its generic corpora alone."""
 
-import os
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +11,7 @@ from tqdm.auto import tqdm
 from icssl_lib.config import PretrainConfig, Study
 from icssl_lib.encoders import save_pretrained, take, tokenize
 from icssl_lib.fast import fast
+from icssl_lib.images import folder_written_whole
 from icssl_lib.sources import synthetic
 
 
@@ -132,11 +131,8 @@ def pretrain_vision(study: Study, folder: Path, progress: bool = True) -> pd.Dat
                 history.append(loss.item())
                 bar.update()
     model.reset_classifier(0)
-    part = folder.with_name(f"{folder.name}.part{os.getpid()}")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    save_for_hf(model, part, model_config={"num_classes": 0}, model_args=shape, safe_serialization=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with folder_written_whole(folder) as part:
+        save_for_hf(model, part, model_config={"num_classes": 0}, model_args=shape, safe_serialization=True)
     return pd.DataFrame({"step": range(len(history)), "loss": history})
 
 
