@@ -3,7 +3,7 @@
 #   CONFIG=my.yaml       the study to run                     (study, plan)
 #   CORES=2              how many cores to use; default all   (study, plan)
 #   PROFILE=profiles/slurm   run the jobs on a cluster        (study)
-#   ARGS="-k losses"     passed on to pytest, or to plan: --hardware h100, --no-measure, --json FILE
+#   ARGS="-k losses"     passed on to pytest, or to a benchmark
 #   UPGRADE=--upgrade    move every pin to its newest version (lock)
 #   PYTHON=/path/to/it   the Python that .venv is made from
 #
@@ -24,7 +24,10 @@ USABLE := $(shell test "$$(cat .venv/stamp 2>/dev/null)" = "$$(pwd -P)" && .venv
 # Some images forbid Python to keep what it compiles; then each of a study's processes would compile its imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help study plan test lessons bench scale slurm lab lint lock unusable
+# What is timed alone keeps freed memory, as a study's jobs do (MALLOC in icssl_lib/dag.py).
+KEEP = MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=67108864
+
+.PHONY: help study plan test lessons bench scale docs slurm lab lint lock unusable
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s  %s\n", $$1, $$2}' Makefile
@@ -33,31 +36,34 @@ study: .venv/stamp  ## run a study, from data to report (CONFIG=config/quick.yam
 	.venv/bin/python -m icssl_lib.runs study "$(CONFIG)" $(if $(CORES),--cores $(CORES)) \
 		$(if $(PROFILE),--profile "$(PROFILE)")
 
-plan: .venv/stamp  ## print a study's steps, FLOPs, memory, disk and hours; runs nothing (ARGS="--hardware h100")
-	.venv/bin/python -m icssl_lib.runs plan "$(CONFIG)" $(if $(CORES),--cores $(CORES)) $(ARGS)
+plan: .venv/stamp  ## print a study's steps, FLOPs and hours here; runs nothing (CONFIG=config/quick.yaml, CORES=all)
+	$(KEEP) .venv/bin/python -m icssl_lib.runs plan "$(CONFIG)" $(if $(CORES),--cores $(CORES))
 
 test: .venv/stamp  ## the whole test suite (ARGS="-k losses" for a part)
 	.venv/bin/python -m pytest $(ARGS)
 
 scale: .venv/stamp  ## the paper's scale, here: 200,000 products, full-size towers (31 GB of disk, an hour on 2 cores)
-	.venv/bin/python tests/scale_ingest.py --kill 3 --out figures/scale/ingest.csv
-	.venv/bin/python tests/paper_scale.py --chunk 8 --precision auto --out figures/scale/steps.csv
-	MALLOC_ARENA_MAX=1 .venv/bin/python tests/paper_scale.py --method simcse --precision auto --batch 64 \
+	.venv/bin/python benchmarks/scale_ingest.py --out figures/scale/ingest.csv
+	.venv/bin/python benchmarks/paper_scale.py --chunk 8 --precision auto --out figures/scale/steps.csv
+	MALLOC_ARENA_MAX=1 .venv/bin/python benchmarks/paper_scale.py --method simcse --precision auto --batch 64 \
 		--steps 1 --out figures/scale/steps.csv
-	MALLOC_ARENA_MAX=1 .venv/bin/python tests/paper_scale.py --method simcse --precision auto --batch 1024 --chunk 64 \
+	MALLOC_ARENA_MAX=1 .venv/bin/python benchmarks/paper_scale.py --method simcse --precision auto --batch 1024 --chunk 64 \
 		--steps 1 --out figures/scale/steps.csv
-	.venv/bin/python -m icssl_lib.publish
+	@$(MAKE) docs
 
 bench: .venv/bench  ## speed beside what users would run instead, and how cost grows (half an hour on 2 quiet cores)
-	.venv/bin/python tests/bench.py $(ARGS)
-	.venv/bin/python tests/growth.py
-	.venv/bin/python -m icssl_lib.publish
+	.venv/bin/python benchmarks/bench.py $(ARGS)
+	$(KEEP) .venv/bin/python benchmarks/growth.py
+	@$(MAKE) docs
+
+docs: .venv/stamp  ## fill the tables in README.md and docs/ from the files in figures/
+	.venv/bin/python -m cogapp -P -r -I benchmarks -p "from tables import *" README.md docs/*.md
 
 lessons: .venv/stamp  ## execute every lesson and its solution; each within two minutes (ARGS="03 07" for some)
-	.venv/bin/python tests/lessons.py $(ARGS)
+	.venv/bin/python notebooks/lessons/execute.py $(ARGS)
 
 slurm: .venv/stamp  ## run the smoke study on a Slurm of one node, started for it (Debian, as root)
-	bash tests/slurm_study.sh
+	bash tests/system/slurm_study.sh
 
 lab: .venv/stamp  ## JupyterLab on the notebook that explores embeddings, and the others
 	.venv/bin/python -m jupyterlab notebooks/explore_embeddings.ipynb

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from bs4 import BeautifulSoup
 
 from icssl_lib.config import Study, load_config
 from icssl_lib.methods import adapted_by, entry_of
 
 COLUMNS = "dataset,method,fraction,seed,n_train,accuracy,macro_f1,head_macro_f1,tail_macro_f1,split_hash,seconds"
 NOTEBOOKS = ["01_catalogue", "02_adapt", "03_finetune", "04_table2", "05_figure5", "explore_embeddings"]
-LOADS = re.compile(r"""<(?:script|img|link|iframe)\b[^>]*?\b(?:src|href)\s*=\s*["']?(?!data:|#)([^"'\s>]+)""")
 KEYS = ["dataset", "method", "fraction", "seed"]
 HF_FOLDER = ["config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json"]
 
@@ -104,19 +104,20 @@ def _presented(datasets: Iterable[str], notebooks: Iterable[str], out: Path) -> 
     figures = sorted(out.glob("figures/**/*.png"))
     if not figures:
         yield "figures/: no picture"
-    for figure, suffix in itertools.product(figures, [".png", ".svg", ".csv"]):
+    for figure, suffix in itertools.product(figures, [".png", ".csv"]):
         if not _has_content(figure.with_suffix(suffix)):
             yield f"{figure.with_suffix(suffix).relative_to(out)}: absent or empty"
     report = out / "report/index.html"
     html = report.read_text(encoding="utf-8") if report.exists() else ""
     if "Table 2" not in html or "Figure 5" not in html:
         yield "report/index.html: no Table 2 or no Figure 5 in it"
-    pages = [f"{kind}-{dataset}.html" for dataset in datasets for kind in ("map", "classes")]
-    for page in (report, *(out / "report" / name for name in pages)):
+    for page in (report, *(out / "report" / f"map-{dataset}.html" for dataset in datasets)):
         if not _has_content(page):
             yield f"report/{page.name}: absent or empty"
             continue
-        loaded = LOADS.findall(page.read_text(encoding="utf-8"))
+        tags = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")(["script", "img", "link", "iframe"])
+        addresses = [tag.get("src") or tag.get("href") or "#" for tag in tags]
+        loaded = [address for address in addresses if not address.startswith(("data:", "#"))]
         if loaded:
             yield f"report/{page.name}: not self-contained, it loads {loaded[:3]}"
 

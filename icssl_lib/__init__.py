@@ -1,6 +1,5 @@
 """icssl_lib: cross-modal contrastive learning for item categorization, as a thin library.
 
-One direction: ``sources -> catalogue -> encoders + losses -> adapt -> finetune -> run records -> figures``.
 Nothing is imported here, so that ``import icssl_lib`` stays free of torch.
 """
 

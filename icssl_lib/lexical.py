@@ -5,40 +5,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
+from scipy.special import softmax
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
-from icssl_lib.images import written_whole
+from icssl_lib.files import written_whole
 
 WORDS, WEIGHTS = "lexical.json", "lexical.safetensors"
 
 
 class Lexical:
-    """Titles to probabilities of classes by their words. Call: N titles -> float64 (N, C).
+    """Titles to probabilities of ``labels``, float64 (N, C), by V words of inverse document frequency ``idf`` (V,). Of
+    logits, ``weight`` is (C, V) and ``bias`` (C,), minus infinity where training did not show a label."""
 
-    Args:
-        words: V of them, in the order of the columns of ``weight``.
-        idf: (V,), each word's inverse document frequency.
-        weight, bias: (C, V) and (C,), of logits.
-        labels: C of them. One that training did not show has a bias of minus infinity.
-    """
-
-    def __init__(
-        self, words: list[str], idf: np.ndarray, weight: np.ndarray, bias: np.ndarray, labels: list[str]
-    ) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
+    def __init__(self, words: list[str], idf: np.ndarray, weight: np.ndarray, bias: np.ndarray, labels: list[str]):
         self.vectorizer = TfidfVectorizer(token_pattern=r"\S+", vocabulary=words)
         self.vectorizer.idf_ = idf
         self.words, self.weight, self.bias, self.labels = words, weight, bias, labels
 
     @classmethod
     def fit(cls, titles: Sequence[str], label: Sequence[str], labels: list[str]) -> "Lexical":
-        """Learn from M titles, each with one of ``labels``; titles of one label alone make that the answer to all.
-
-        Raises: ValueError: no title has a word, or a label is none of ``labels``.
-        """
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-
+        """Learn from titles, each with one of ``labels``; titles of one label alone make that the answer to all."""
         vectorizer = TfidfVectorizer(token_pattern=r"\S+")
         rows = vectorizer.fit_transform(titles)
         seen = sorted(set(label))
@@ -52,31 +40,20 @@ class Lexical:
         return cls(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_, weight, bias, labels)
 
     def __call__(self, titles: Sequence[str]) -> np.ndarray:
-        from scipy.special import softmax
-
         return softmax(self.vectorizer.transform(titles) @ self.weight.T + self.bias, axis=1)
 
     def save(self, folder: Path) -> None:
         """Write lexical.json and lexical.safetensors (float32) into ``folder``."""
-        from safetensors.numpy import save_file
-
+        arrays = {"idf": self.vectorizer.idf_, "weight": self.weight, "bias": self.bias}
         with written_whole(folder / WEIGHTS) as path:
-            arrays = {"idf": self.vectorizer.idf_, "weight": self.weight, "bias": self.bias}
             save_file({name: np.ascontiguousarray(x, np.float32) for name, x in arrays.items()}, path)
         with written_whole(folder / WORDS) as path:
             path.write_text(json.dumps({"words": self.words, "labels": self.labels}), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Lexical":
-        """What `save` wrote. Raises: OSError: it is not there; ValueError: it is damaged."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        names = json.loads((folder / WORDS).read_text(encoding="utf-8"))
-        try:
-            return cls(**names, **load_file(folder / WEIGHTS))
-        except (SafetensorError, TypeError) as error:
-            raise ValueError(f"{folder / WEIGHTS}: cannot be read ({error})") from None
+        """What `save` wrote."""
+        return cls(**json.loads((folder / WORDS).read_text(encoding="utf-8")), **load_file(folder / WEIGHTS))
 
 
 def geometric_mean(encoder: np.ndarray, words: np.ndarray) -> np.ndarray:

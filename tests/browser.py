@@ -17,14 +17,11 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = [
     "--no-sandbox",  # a container's root may not make namespaces
-    "--disable-gpu-sandbox",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    "--use-gl=angle",  # WebGL without a graphics card
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
+    "--disable-gpu",  # a canvas is drawn by the CPU at once, rather than by one that plays a graphics card
 ]
 
 

@@ -24,7 +24,7 @@ settings.register_profile("reproducible", derandomize=True, deadline=None)  # no
 settings.load_profile("reproducible")
 
 
-LONG = ["test_study", "test_amazon_study", "test_lab", "test_lessons_browser", "test_scale"]
+LONG = ["test_study", "test_amazon_study", "test_explore_browser", "test_lessons_browser", "test_scale"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,12 @@
-"""A small web server on 127.0.0.1 that misbehaves as told."""
+"""A small web server on 127.0.0.1 that misbehaves as told, and what it serves: pictures, products, files."""
 
 import io
+import json
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
@@ -32,7 +33,6 @@ class Server(ThreadingHTTPServer):
 
 class _Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    over = False
 
     def log_message(self, *_: object) -> None:
         pass
@@ -46,27 +46,18 @@ class _Request(BaseHTTPRequestHandler):
             answer = server.answers.get(self.path, 404)
             if isinstance(answer, list):
                 answer = answer.pop(0) if len(answer) > 1 else answer[0]
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             if callable(answer):
                 answer(self)
             elif isinstance(answer, int):
                 self.reply(answer)
             else:
                 self.reply(200, answer)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        finally:
-            self.answered()
-
-    def answered(self) -> None:
-        """Count this request as over. Before its reply is sent: a client may ask again while this thread still ends."""
-        with self.server.lock:
-            self.server.at_once -= not self.over
-            self.over = True
 
     def reply(self, status: int, body: bytes = b"", length: int | None = None, **headers: str) -> None:
         """One response; ``length``: what Content-Length claims."""
-        self.answered()
+        with self.server.lock:
+            self.server.at_once -= 1  # before it is sent: a client may ask again while this thread still ends
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("Connection", "close")
@@ -114,9 +105,8 @@ def file(body: bytes, etag: str, cut: int | None = None) -> Callable:
         begin = int(span[1])
         if begin >= len(body):
             return request.reply(416, Content_Range=f"bytes */{len(body)}")
-        rest = body[begin:]
         where = f"bytes {begin}-{len(body) - 1}/{len(body)}"
-        return request.reply(206, rest[:cut], length=len(rest), ETag=etag, Content_Range=where)
+        return request.reply(206, body[begin:][:cut], length=len(body) - begin, ETag=etag, Content_Range=where)
 
     return answer
 
@@ -126,3 +116,15 @@ def picture(colour: tuple[int, int, int] = (200, 30, 30), side: int = 32, kind: 
     data = io.BytesIO()
     Image.new("RGB", (side, side), colour).save(data, kind)
     return data.getvalue()
+
+
+def product(vintage: int, asin="B001", title="Red mug", path=("Home", "Mugs"), url=None, **more) -> str:
+    """One product as the vintage's metadata write it; None leaves a field out."""
+    path, images = path if path is None else list(path), url and [{"thumb": url, "hi_res": None, "variant": "MAIN"}]
+    record = {
+        2014: {"asin": asin, "imUrl": url, "categories": path and [path]},
+        2018: {"asin": asin, "category": path, "imageURL": url and [url]},
+        2023: {"parent_asin": asin, "categories": path, "images": images},
+    }[vintage]
+    record = {key: value for key, value in ({"title": title} | record | more).items() if value is not None}
+    return repr(record) if vintage == 2014 else json.dumps(record)

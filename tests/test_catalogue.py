@@ -1,21 +1,21 @@
+"""Split, subsets, head and tail by their definitions; every fault of a catalogue counted; the same bytes again."""
+
 import itertools
 import json
 import os
 import resource
 import string
 from collections import Counter
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from hypothesis import given
+import toys
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_images import blank_png
 
 from icssl_lib.catalogue import (
     PARTS,
-    CatalogueError,
     head_tail,
     ingest,
     normalise_title,
@@ -25,37 +25,25 @@ from icssl_lib.catalogue import (
     train_subset,
 )
 from icssl_lib.config import TableSource
+from icssl_lib.sources.raw import CatalogueError
 
 
 def products(titles: list[str]) -> pd.DataFrame:
-    return pd.DataFrame({"id": [f"p{i:04d}" for i in range(len(titles))], "title": titles})
+    return pd.DataFrame({"id": [f"p{i:04d}" for i in range(len(titles))], "title": titles, "label": "lamp"})
 
 
-# --- titles
+SAME = [("Red Lamp", "  red   LAMP "), ("Red-Lamp!", "red lamp"), ("Straße", "STRASSE"), ("ﬁne ＬＡＭＰ", "fine lamp")]
+SAME += [("Caf\u00e9", "cafe\u0301"), ("red\u00a0lamp", "red\tlamp"), ("red\u200b lamp", "red lamp")]
+OTHER = [("lamp 5", "lamp 6"), ("C", "C++"), ("café", "cafe"), ("红", "蓝")]
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("Red Lamp", "  red   LAMP "),
-        ("Red-Lamp!", "red lamp"),
-        ("Straße", "STRASSE"),
-        ("ﬁne ＬＡＭＰ", "fine lamp"),
-        ("Caf\u00e9", "cafe\u0301"),
-        ("red\u00a0lamp", "red\tlamp"),
-        ("red\u200b lamp", "red lamp"),
-    ],
-)
-def test_titles_that_are_the_same(one, other):
-    assert normalise_title(one) == normalise_title(other)
-
-
-@pytest.mark.parametrize(("one", "other"), [("lamp 5", "lamp 6"), ("C", "C++"), ("café", "cafe"), ("红", "蓝")])
-def test_titles_that_differ(one, other):
-    assert normalise_title(one) != normalise_title(other)
+@pytest.mark.parametrize(("one", "other", "same"), [*((*p, True) for p in SAME), *((*p, False) for p in OTHER)])
+def test_titles_that_are_the_same_and_titles_that_differ(one, other, same):
+    assert (normalise_title(one) == normalise_title(other)) == same
 
 
 @given(st.text())
+@settings(max_examples=50)
 def test_normalising_twice_is_normalising_once(title):
     assert normalise_title(normalise_title(title)) == normalise_title(title)
 
@@ -67,8 +55,9 @@ many_titles = st.lists(st.text("ab AB!", max_size=4), min_size=40, max_size=300)
 )
 
 
-@given(many_titles, st.integers(0, 9))
-def test_same_title_never_straddles_parts_and_shares_hold(titles, seed):
+@given(many_titles, st.integers(0, 9), st.randoms(use_true_random=False))
+@settings(max_examples=50)
+def test_same_title_never_straddles_parts_shares_hold_and_rows_may_come_in_any_order(titles, seed, shuffle):
     frame = products(titles)
     part = split(frame, seed)
     groups = frame["title"].map(normalise_title)
@@ -77,16 +66,9 @@ def test_same_title_never_straddles_parts_and_shares_hold(titles, seed):
     for name, share in PARTS.items():
         excess = (part == name).sum() - len(frame) * share / 100
         assert -3 * largest <= excess <= largest
-
-
-@given(many_titles, st.randoms(use_true_random=False))
-def test_split_and_subset_do_not_depend_on_row_order(titles, shuffle):
-    frame = products(titles)
-    order = list(range(len(frame)))
-    shuffle.shuffle(order)
-    moved = frame.iloc[order]
-    assert split(frame, 0).equals(split(moved, 0).sort_index())
-    assert train_subset(frame, 0.3, 0).equals(train_subset(moved, 0.3, 0))
+    moved = frame.iloc[shuffle.sample(range(len(frame)), len(frame))]
+    assert part.equals(split(moved, seed).sort_index())
+    assert train_subset(frame, 0.3, seed).equals(train_subset(moved, 0.3, seed))
 
 
 def test_split_is_the_same_everywhere():
@@ -100,15 +82,8 @@ def test_split_is_the_same_everywhere():
     assert not split(frame, 0).equals(split(frame, 1))
 
 
-def test_each_product_is_in_each_part_as_often_as_its_share():
-    frame = products([f"Lamp {i}" for i in range(50)])
-    times = pd.concat([split(frame, seed) for seed in range(400)]).groupby(level=0).value_counts(normalize=True)
-    for name, share in PARTS.items():  # 0.13 is 5 standard errors of the largest share
-        assert times.xs(name, level=1).between(share / 100 - 0.13, share / 100 + 0.13).all()
-        assert len(times.xs(name, level=1)) == 50
-
-
 @given(many_titles, st.integers(0, 9), st.integers(0, 100), st.randoms(use_true_random=False))
+@settings(max_examples=50)
 def test_products_without_a_label_adapt_and_leave_the_others_more_labels(titles, seed, percent, draw):
     frame = products(titles)
     frame["label"] = ["" if draw.randrange(100) < percent else "lamp" for _ in titles]
@@ -124,8 +99,6 @@ def test_products_without_a_label_adapt_and_leave_the_others_more_labels(titles,
     assert counted["ssl"] == pytest.approx(adapting, abs=3 * largest)
     for name in ("train", "dev", "test"):  # what is left, at 30:10:10
         assert counted[name] == pytest.approx(((~bare).sum() - adapting) * PARTS[name] / 50, abs=3 * largest)
-    if not own.any():
-        assert part.equals(split(frame[["id", "title"]], seed))
 
 
 def test_a_tiny_catalogue_is_refused():
@@ -135,10 +108,11 @@ def test_a_tiny_catalogue_is_refused():
     assert set(split(products(list("abcde")), 0)) == set(PARTS)
 
 
-# --- subsets of Train
+# --- subsets of Train, head and tail
 
 
 @given(st.integers(1, 200), st.integers(0, 5))
+@settings(max_examples=30)
 def test_subsets_are_nested_prefixes(n, seed):
     train = products([""] * n)
     subsets = [train_subset(train, f, seed)["id"].tolist() for f in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)]
@@ -152,12 +126,6 @@ def test_subset_size_is_free_of_rounding_errors_and_at_least_one():
     assert all(len(train_subset(train, percent / 100, 0)) == percent for percent in range(1, 101))
     assert len(train_subset(train, 1e-9, 0)) == 1
     assert train_subset(train, 0.5, 0)["id"].tolist() != train_subset(train, 0.5, 1)["id"].tolist()
-    for fraction in (0, -0.1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match="fraction"):
-            train_subset(train, fraction, 0)
-
-
-# --- head and tail
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.sampled_from([0.5, 0.8, 1.0]))
@@ -183,61 +151,46 @@ def test_head_and_tail_by_hand():
 # --- ingest
 
 
-def picture(path, colour=(200, 30, 30)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (30, 20), colour).save(path)
-
-
 def write_shop(folder, n=40) -> pd.DataFrame:
     """A sound catalogue of n products of 4 classes, one picture each."""
+    (folder / "pictures").mkdir(exist_ok=True)
     rows = [[f"p{i:02d}", f"Lamp number {i}", f"class {i % 4}", f"{i:02d}.png"] for i in range(n)]
     for i, row in enumerate(rows):
-        picture(folder / "pictures" / row[-1], (i, 0, 0))
+        Image.new("RGB", (30, 20), (i, 0, 0)).save(folder / "pictures" / row[-1])
     return pd.DataFrame(rows, columns=["id", "title", "label", "image"])
 
 
-def shop(folder, frame, **options) -> TableSource:
+def run(folder, frame, size=16, **options):
     frame.to_csv(folder / "products.csv", index=False)
     options = {"id": "id", "image_folder": folder / "pictures", **options}
-    return TableSource(source="table", table=folder / "products.csv", **options)
+    source = TableSource(source="table", table=folder / "products.csv", **options)
+    return ingest("shop", source, size, 0, folder / "out", progress=False)
 
 
-def run(folder, frame, **options):
-    return ingest("shop", shop(folder, frame, **options), 16, 0, folder / "out", progress=False)
-
-
-def bad_rows(folder) -> pd.DataFrame:
-    """The sound catalogue and one row, or more, of each fault."""
-    frame = write_shop(folder)
-    pictures = folder / "pictures"
-    Image.effect_noise((64, 64), 90).convert("RGB").save(pictures / "whole.jpg")
-    (pictures / "corrupt.jpg").write_bytes((pictures / "whole.jpg").read_bytes()[:900])
-    (pictures / "huge.png").write_bytes(blank_png(30_000))
-    (folder / "secret.png").write_bytes((pictures / "00.png").read_bytes())
-    os.symlink(folder / "secret.png", pictures / "link.png")
-    faulty = [
-        ["b01", "Corrupt picture", "class 0", "corrupt.jpg"],
-        ["b02", "Huge picture", "class 0", "huge.png"],
-        ["b03", "Missing picture", "class 0", "none.png"],
-        ["b04", "No picture named", "class 0", ""],
-        ["b05", " \u200b\t", "class 0", "00.png"],
-        ["b06", "Empty label", "", "00.png"],
-        ["p00", "Duplicated id", "class 0", "01.png"],
-        ["p00", "Duplicated id again", "class 0", "01.png"],
-        ["b07", "Climbing path", "class 0", "../../etc/passwd"],
-        ["b08", "Absolute path", "class 0", "/etc/passwd"],
-        ["b09", "Link out", "class 0", "link.png"],
-        ["", "Empty id", "class 0", "00.png"],
-        ["b10", "Only one of its class", "rare", "00.png"],
-        ["b11", "Bell\x07 and\nbreak", "class 0", "01.png"],
-    ]
-    return pd.concat([frame, pd.DataFrame(faulty, columns=frame.columns)], ignore_index=True)
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
 
 
 def counted(report: pd.DataFrame) -> dict[tuple[str, str], int]:
     return report.set_index(["reason", "action"])["count"].to_dict()
 
 
+FAULTY = [
+    ["b01", "Corrupt picture", "class 0", "corrupt.jpg"],
+    ["b02", "Huge picture", "class 0", "huge.png"],
+    ["b03", "Missing picture", "class 0", "none.png"],
+    ["b04", "No picture named", "class 0", ""],
+    ["b05", " \u200b\t", "class 0", "00.png"],
+    ["b06", "Empty label", "", "00.png"],
+    ["p00", "Duplicated id", "class 0", "01.png"],
+    ["p00", "Duplicated id again", "class 0", "01.png"],
+    ["b07", "Climbing path", "class 0", "../../etc/passwd"],
+    ["b08", "Absolute path", "class 0", "/etc/passwd"],
+    ["b09", "Link out", "class 0", "link.png"],
+    ["", "Empty id", "class 0", "00.png"],
+    ["b10", "Only one of its class", "rare", "00.png"],
+    ["b11", "Bell\x07 and\nbreak", "class 0", "01.png"],
+]
 FAULTS = {
     ("empty id", "dropped"): 1,
     ("empty title", "dropped"): 1,
@@ -252,6 +205,17 @@ FAULTS = {
 }
 
 
+def bad_rows(folder) -> pd.DataFrame:
+    """The sound catalogue and one row, or more, of each fault."""
+    frame, pictures = write_shop(folder), folder / "pictures"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(pictures / "whole.jpg")
+    (pictures / "corrupt.jpg").write_bytes((pictures / "whole.jpg").read_bytes()[:900])
+    (pictures / "huge.png").write_bytes(toys.huge_png(30_000))
+    (folder / "secret.png").write_bytes((pictures / "00.png").read_bytes())
+    os.symlink(folder / "secret.png", pictures / "link.png")
+    return pd.concat([frame, pd.DataFrame(FAULTY, columns=frame.columns)], ignore_index=True)
+
+
 def test_each_fault_is_counted_with_an_example(tmp_path):
     catalogue = run(tmp_path, bad_rows(tmp_path))
     assert counted(catalogue.report) == FAULTS
@@ -259,7 +223,6 @@ def test_each_fault_is_counted_with_an_example(tmp_path):
     examples = catalogue.report.set_index("reason")["example"]
     assert examples["picture outside the folder"] == "b07: picture outside the folder: '../../etc/passwd'"
     assert examples["duplicated id"] == "p00: Duplicated id"
-    assert "30000" in examples["picture too large"] or "900000000" in examples["picture too large"]
     left = catalogue.products.set_index("id")
     assert sorted(left.index) == sorted([f"p{i:02d}" for i in range(40)] + ["b06", "b10", "b11"])
     assert left.loc["b06", ["label", "part"]].tolist() == ["", "ssl"]
@@ -269,12 +232,9 @@ def test_each_fault_is_counted_with_an_example(tmp_path):
 
 def test_products_without_picture_are_kept_on_demand_and_small_classes_dropped(tmp_path):
     catalogue = run(tmp_path, bad_rows(tmp_path), missing_image="keep", min_class_size=2)
-    expected = {
-        (reason, "kept" if reason.startswith("picture") else action): n for (reason, action), n in FAULTS.items()
-    }
+    expected = {(why, "kept" if why.startswith("picture") else action): n for (why, action), n in FAULTS.items()}
     del expected["only product of its class", "kept"]
-    expected["class of fewer than 2 products", "dropped"] = 1
-    assert counted(catalogue.report) == expected
+    assert counted(catalogue.report) == expected | {("class of fewer than 2 products", "dropped"): 1}
     without = catalogue.products[catalogue.products["image_row"] < 0]
     assert without["id"].tolist() == ["b01", "b02", "b03", "b04", "b07", "b08", "b09"]
     assert (without["image_row"] == -1).all()
@@ -284,7 +244,7 @@ def test_catalogue_is_stored_and_opened(tmp_path):
     frame = write_shop(tmp_path)
     made = run(tmp_path, frame.sample(frac=1, random_state=0))
     catalogue = open_catalogue(tmp_path / "out")
-    assert sorted(os.listdir(tmp_path / "out")) == ["catalogue.json", "images.npy", "products.parquet", "report.csv"]
+    assert sorted(contents(tmp_path)) == ["catalogue.json", "images.npy", "products.parquet", "report.csv"]
     table = catalogue.products
     assert table.columns.tolist() == ["id", "title", "label", "image_row", "part"]
     assert table["id"].tolist() == frame["id"].tolist()  # sorted
@@ -292,16 +252,16 @@ def test_catalogue_is_stored_and_opened(tmp_path):
     assert catalogue.name == "shop"
     assert catalogue.report.empty
     assert catalogue.split_hash == made.split_hash == split_hash(table)
-    meta = json.loads((tmp_path / "out" / "catalogue.json").read_text())
-    assert meta["split_hash"] == catalogue.split_hash
-    assert meta["parts"] == {"ssl": 20, "train": 12, "dev": 4, "test": 4}
-    for part in PARTS:
-        rows = catalogue.part(part)
-        assert len(rows) == meta["parts"][part]
-        assert rows.index.tolist() == list(range(len(rows)))
-        pixels = catalogue.images[rows["image_row"]]
-        assert pixels.shape == (len(rows), 16, 16, 3)
-        assert pixels[:, 8, 8, 0].tolist() == [int(i[1:]) for i in rows["id"]]  # each its own picture
+    sizes = {part: len(catalogue.part(part)) for part in PARTS}
+    assert sizes == {"ssl": 20, "train": 12, "dev": 4, "test": 4}
+    pictures = {"name": "shop", "split_hash": made.split_hash, "pictures": 40}
+    assert json.loads((tmp_path / "out" / "catalogue.json").read_text()) == pictures
+    rows = catalogue.part("train")
+    assert rows.index.tolist() == list(range(12))
+    pixels = catalogue.images[rows["image_row"]]
+    assert pixels.shape == (12, 16, 16, 3)
+    assert pixels[:, 8, 8, 0].tolist() == [int(i[1:]) for i in rows["id"]]  # each its own picture
+    assert catalogue.handed == {"ssl": 1, "train": 2, "dev": 1, "test": 1}
     with pytest.raises(ValueError, match="part 'valid'"):
         catalogue.part("valid")
 
@@ -314,9 +274,7 @@ def test_labels_are_those_of_train_alone(tmp_path):
     table = catalogue.products
     table.loc[table["part"] != "train", "label"] = "never read"
     table.to_parquet(tmp_path / "out" / "products.parquet")
-    again = open_catalogue(tmp_path / "out")
-    assert again.labels == catalogue.labels
-    assert again.label_counts.equals(catalogue.label_counts)
+    assert open_catalogue(tmp_path / "out").label_counts.equals(catalogue.label_counts)
 
 
 def test_a_shop_that_has_labelled_few_products_adapts_with_all(tmp_path):
@@ -334,74 +292,74 @@ def test_a_shop_that_has_labelled_few_products_adapts_with_all(tmp_path):
     assert counted(catalogue.report) == expected
     assert (table[~labelled]["part"] == "ssl").all()
     assert (table[~labelled]["image_row"] >= 0).all()
-    parts = table[labelled]["part"].value_counts()
-    assert parts.to_dict() == {"train": 12, "ssl": 10, "dev": 4, "test": 4}
-    assert json.loads((tmp_path / "out" / "catalogue.json").read_text())["classes"] == 3
+    assert table[labelled]["part"].value_counts().to_dict() == {"train": 12, "ssl": 10, "dev": 4, "test": 4}
     assert catalogue.labels == ["class 1", "class 2", "class 3"]
 
     dropped = run(tmp_path, frame, unlabelled="drop")
     assert counted(dropped.report) == {("empty label", "dropped"): 10}
     assert dropped.products["part"].value_counts().to_dict() == {"ssl": 15, "train": 9, "dev": 3, "test": 3}
-    with pytest.raises(CatalogueError, match="all 40 products are without a label"):
-        run(tmp_path, frame.assign(label=""))
 
 
-def test_products_that_name_one_picture_share_its_row(tmp_path):
+def test_pictures_may_be_shared_or_absent(tmp_path):
     frame = write_shop(tmp_path)
-    frame["image"] = ["00.png", "01.png"] * 20
-    catalogue = run(tmp_path, frame)
-    assert len(catalogue.images) == 2
-    assert catalogue.products["image_row"].tolist() == [0, 1] * 20
+    shared = run(tmp_path, frame.assign(image=["00.png", "01.png"] * 20))
+    assert len(shared.images) == 2
+    assert shared.products["image_row"].tolist() == [0, 1] * 20
+    without = run(tmp_path, frame.drop(columns="image"), image=None)
+    assert without.images is None
+    assert without.products["image_row"].tolist() == [-1] * 40
+    assert without.report.empty
 
 
-def test_without_pictures(tmp_path):
-    frame = write_shop(tmp_path).drop(columns="image")
-    catalogue = run(tmp_path, frame, image=None)
-    assert catalogue.images is None
-    assert (catalogue.products["image_row"] == -1).all()
-    assert len(catalogue.products) == 40
-    assert catalogue.report.empty
-
-
-def test_the_same_input_gives_the_same_files_in_place_of_the_old(tmp_path):
+@pytest.mark.parametrize("step", ["write_store", "split", "split_hash"])
+def test_interrupted_or_whole_an_earlier_ingest_changes_no_byte_of_the_next(step, tmp_path, monkeypatch):
     frame = write_shop(tmp_path)
     run(tmp_path, frame)
-    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    run(tmp_path, frame.iloc[:30])
-    assert len(open_catalogue(tmp_path / "out").images) == 30
+    undisturbed = contents(tmp_path)
+    assert len(run(tmp_path, frame.iloc[:30]).images) == 30
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"icssl_lib.catalogue.{step}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, frame)
+    with pytest.raises(CatalogueError, match="no whole catalogue"):
+        open_catalogue(tmp_path / "out")
     run(tmp_path, frame.iloc[::-1])
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+    assert contents(tmp_path) == undisturbed
 
 
-def test_when_everything_is_dropped_the_error_says_why(tmp_path):
-    frame = write_shop(tmp_path).assign(image="none.png")
-    with pytest.raises(CatalogueError, match=r"no product is left of 40 rows: 40 dropped: picture missing .*none\.png"):
-        run(tmp_path, frame)
-    with pytest.raises(CatalogueError, match="no product is left of 40 rows: 40 dropped: empty title"):
-        run(tmp_path, frame.assign(title=" "))
-    with pytest.raises(CatalogueError, match="no product is left of 0 rows"):
-        run(tmp_path, frame.iloc[:0])
-    with pytest.raises(CatalogueError, match="all 40 products bear one label, 'lamp'"):
-        run(tmp_path, write_shop(tmp_path).assign(label="lamp"))
-    with pytest.raises(CatalogueError, match="dataset shop: 40 products with 1 different titles are too few to split"):
-        run(tmp_path, write_shop(tmp_path).assign(title="Lamp"))
+NOTHING_LEFT = [
+    ({"image": "none.png"}, r"0 products .* are left; .* \(40 rows; 40 dropped: picture missing .*none\.png"),
+    ({"title": " "}, r"0 products .* are left; .* \(40 rows; 40 dropped: empty title"),
+    ({"label": "lamp"}, "40 products with 1 different labels are left; there is nothing to categorize"),
+    ({"label": ""}, "40 products with 0 different labels are left; there is nothing to categorize"),
+    ({"title": "Lamp"}, "40 labelled products with 1 different titles are too few to split"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), NOTHING_LEFT)
+def test_when_everything_is_dropped_the_error_says_why(changes, message, tmp_path):
+    with pytest.raises(CatalogueError, match=f"dataset shop: {message}"):
+        run(tmp_path, write_shop(tmp_path).assign(**changes))
 
 
 def test_absent_incomplete_and_damaged_catalogues_are_named(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(CatalogueError, match=r"no complete catalogue .*catalogue\.json.*make study"):
+    with pytest.raises(CatalogueError, match=r"no whole catalogue .*catalogue\.json.*make study"):
         open_catalogue(out)
     run(tmp_path, write_shop(tmp_path))
-    whole = {path: path.read_bytes() for path in out.iterdir()}
-    for path, data in whole.items():
-        path.unlink()
-        with pytest.raises(CatalogueError, match=f"no complete catalogue .*{path.name}"):
+    for name, data in contents(tmp_path).items():
+        (out / name).unlink()
+        with pytest.raises(CatalogueError, match=f"no whole catalogue .*{name}"):
             open_catalogue(out)
-        if path.suffix != ".csv":
-            path.write_bytes(data[: len(data) // 2])
-            with pytest.raises(CatalogueError, match="damaged"):
+        if name != "report.csv":
+            (out / name).write_bytes(data[: len(data) // 2])
+            with pytest.raises(CatalogueError, match="no whole catalogue"):
                 open_catalogue(out)
-        path.write_bytes(data)
+        (out / name).write_bytes(data)
     other = open_catalogue(out).products
     other["part"] = other["part"].to_numpy()[::-1]
     other.to_parquet(out / "products.parquet")
@@ -409,51 +367,13 @@ def test_absent_incomplete_and_damaged_catalogues_are_named(tmp_path):
         open_catalogue(out)
 
 
-def test_an_ingest_that_is_interrupted_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     frame = write_shop(tmp_path)
-    run(tmp_path, frame)
-
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    undisturbed = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    for step in ("write_store", "split", "_check_classes", "split_hash"):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"icssl_lib.catalogue.{step}", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                run(tmp_path, frame)
-        with pytest.raises(CatalogueError, match="no complete catalogue"):
-            open_catalogue(tmp_path / "out")
-    monkeypatch.setattr("icssl_lib.images.decode", None)  # all pictures are decoded, only what comes after is left
-    run(tmp_path, frame)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == undisturbed
-
-
-def test_a_full_disk_is_named(tmp_path, monkeypatch):
-    source = shop(tmp_path, write_shop(tmp_path))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the next byte fails as on a full disk
     try:
         with pytest.raises(CatalogueError, match="cannot store the catalogue: File too large"):
-            ingest("shop", source, 64, 0, tmp_path / "out", progress=False)
+            run(tmp_path, frame, 64)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not {"images.npy", "catalogue.json"} & set(os.listdir(tmp_path / "out"))
-    with monkeypatch.context() as patch:  # room for all but the one picture that is written already
-        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=39 * 64 * 64 * 3))
-        assert len(ingest("shop", source, 64, 0, tmp_path / "out", progress=False).images) == 40
-    with pytest.raises(CatalogueError, match=r"40 pictures of 50000000 x 50000000 need .* GB are free"):
-        ingest("shop", source, 50_000_000, 0, tmp_path / "out", progress=False)
-
-
-def test_normalised_titles_are_those_of_the_definition_for_every_character():
-    import sys
-    import unicodedata
-
-    def defined(title: str) -> str:
-        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", title).casefold())
-        return " ".join("".join(" " if unicodedata.category(c)[0] in "PC" else c for c in folded).split())
-
-    for code in range(sys.maxunicode + 1):
-        title = f"a{chr(code)}B"
-        assert normalise_title(title) == defined(title), hex(code)
+    assert not contents(tmp_path)

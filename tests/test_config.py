@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icssl_lib.config import FRACTIONS, ConfigError, load_config
+from icssl_lib.config import FRACTIONS, ConfigError, Run, load_config
+from icssl_lib.dag import check_methods
 from icssl_lib.methods import METHODS
-from icssl_lib.runs import check_methods, digest
+from icssl_lib.runs import digest
 
 GOOD = {
     "study": "mine",
@@ -26,15 +27,16 @@ def write(folder: Path, **changes) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": [1]}, r"seed: unknown key; did you mean 'seeds'"),
-        ({"adapt": {"epoch": 3}}, r"adapt\.epoch: unknown key; did you mean 'epochs'"),
-        ({"datasets": {"a": {"source": "table", "tabel": "x"}}}, r"tabel: unknown key; did you mean 'table'"),
+        ({"seed": [1]}, r"file: unknown key 'seed'; did you mean 'seeds'"),
+        ({"pretrain": {"zzz": 3}}, r"pretrain: unknown key 'zzz'; known: heads, "),
+        ({"adapt": {"epoch": 3}}, r"adapt: unknown key 'epoch'; did you mean 'epochs'"),
+        ({"datasets": {"a": {"source": "table", "tabel": "x"}}}, r"unknown key 'tabel'; did you mean 'table'"),
         ({"datasets": {"a": {"source": "synthetic", "genre": "toys"}}}, r"'automotive', 'beauty' or 'electronics'"),
         ({"datasets": {"../a": {"source": "table", "table": "x"}}}, r"should match pattern"),
-        ({"datasets": {"2014": {"source": "table", "table": "x"}}}, r"2014\.\[key\]: .*read it back as a number"),
-        ({"study": "nan"}, r"study: .*read it back as a number"),
+        ({"datasets": {"2014": {"source": "table", "table": "x"}}}, r"2014\.\[key\]: .*should match pattern"),
+        ({"study": "nan"}, r"study: .*read back with a number"),
         ({"variants": {"NA": {"of": "convirt"}}}, r"NA\.\[key\]: .*or nothing"),
-        ({"variants": {"a": {"of": "convirt", "adpat": {}}}}, r"variants\.a\.adpat: unknown key; did you mean 'adapt'"),
+        ({"variants": {"a": {"of": "convirt", "adpat": {}}}}, r"variants\.a: unknown key 'adpat'; did you mean 'adapt"),
         ({"variants": {"a": {"of": "convirt", "finetune": {"fractions": [0.02]}}}}, r"fractions: \[0\.02\] are none"),
         ({"adapt": {"alpha": 1.5}}, r"adapt\.alpha: .*less than or equal to 1"),
         ({"adapt": {"batch_size": 1}}, r"batch_size: .*greater than or equal to 2"),
@@ -63,23 +65,27 @@ def test_a_file_that_is_no_study_is_refused(tmp_path):
 
 def test_relative_paths_start_at_the_file(tmp_path):
     (tmp_path / "bert").mkdir()
-    study = load_config(
-        write(tmp_path, text={"model": "bert"}, vision={"model": "x", "checkpoint": "../v.safetensors"})
-    )
+    here = {"text": {"model": "bert"}, "vision": {"model": "x", "checkpoint": "../v.safetensors"}}
+    hub = {"of": "convirt", "text": {"model": "bert-base-uncased"}}
+    study = load_config(write(tmp_path, **here, variants={"here": {"of": "convirt"} | here, "hub": hub}))
     assert study.datasets["shop"].table == tmp_path / "shop.csv"
-    assert study.text.model == str(tmp_path / "bert")
-    assert study.vision.checkpoint == tmp_path.parent / "v.safetensors"
-    assert load_config(write(tmp_path)).text.model == "bert-base-uncased"
-
-
-def test_relative_paths_of_a_variant_start_at_the_file_too(tmp_path):
-    (tmp_path / "bert").mkdir()
-    hub, here = {"of": "convirt", "text": {"model": "bert-base-uncased"}}, {"of": "convirt", "text": {"model": "bert"}}
-    here["vision"] = {"model": "x", "checkpoint": "v.safetensors"}
-    study = load_config(write(tmp_path, variants={"hub": hub, "here": here}))
+    assert study.variants["here"].settings.keys() == {"text", "vision"}
+    for own in (study, study.of("here")):
+        assert own.text.model == str(tmp_path / "bert")
+        assert own.vision.checkpoint == tmp_path.parent / "v.safetensors"
     assert study.of("hub").text.model == "bert-base-uncased"
-    assert study.of("here").text.model == str(tmp_path / "bert")
-    assert study.of("here").vision.checkpoint == tmp_path / "v.safetensors"
+
+
+def test_how_a_study_is_run_is_no_part_of_what_it_is(tmp_path):
+    runtime = {"job_per": "seed", "checkpoint_minutes": 1}
+    fast, plain = (load_config(write(tmp_path, runtime=section)) for section in (runtime, {}))
+    assert (fast.runtime.job_per, plain.runtime.job_per) == ("seed", "method")
+    assert fast.model_dump() == plain.model_dump()
+
+
+def test_a_run_is_a_name_and_a_key():
+    assert str(Run("beauty", "convirt", 0)) == "beauty convirt seed 0"
+    assert len({Run("beauty", "convirt", 0), Run("beauty", "convirt", 0), Run("beauty", "convirt", 1)}) == 2
 
 
 def test_defaults_are_the_paper_s(tmp_path):

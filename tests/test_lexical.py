@@ -1,18 +1,16 @@
 """TF-IDF with logistic regression against scikit-learn's own, on disk, and beside an encoder."""
 
-import json
-
 import numpy as np
 import pytest
 import toys
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from icssl_lib.deploy import Models, TorchClassifier
-from icssl_lib.finetune import classify
+from icssl_lib.classify import classify
+from icssl_lib.config import Run
+from icssl_lib.deploy import TitleClassifier
+from icssl_lib.finetune import Start
 from icssl_lib.lexical import Lexical, geometric_mean
 
 TITLES = ["alma red lamp", "alma mug", "bera lamp 7", "red mug mug", "bera rug", "soft rug 7", "a lamp", "the mug"]
@@ -36,18 +34,12 @@ def test_titles_of_one_label_make_it_the_answer_to_all():
     np.testing.assert_array_equal(found, [[0, 1], [0, 1]])
 
 
-def test_what_was_saved_answers_the_same_and_damage_is_named(tmp_path):
+def test_what_was_saved_answers_the_same(tmp_path):
     words = Lexical.fit(TITLES, LABELS, ["lamp", "mug", "rug", "bowl"])
     words.save(tmp_path)
     again = Lexical.load(tmp_path)
     assert again.labels == ["lamp", "mug", "rug", "bowl"]
     np.testing.assert_allclose(again(TITLES), words(TITLES), atol=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lexical.json", "lexical.safetensors"]
-    (tmp_path / "lexical.safetensors").write_bytes(b"\x00" * 40)
-    with pytest.raises(ValueError, match=r"lexical\.safetensors: cannot be read"):
-        Lexical.load(tmp_path)
-    with pytest.raises(OSError, match=r"lexical\.json"):
-        Lexical.load(tmp_path / "nowhere")
 
 
 def test_the_geometric_mean_in_plain_loops():
@@ -59,35 +51,15 @@ def test_the_geometric_mean_in_plain_loops():
         np.testing.assert_allclose(row, expected)
 
 
-rows = st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4).filter(lambda x: sum(x) > 1e-3)
-
-
-@given(rows, rows)
-def test_the_geometric_mean_sums_to_1_and_ends_with_the_encoder_where_words_say_nothing(a, b):
-    a, b = (np.array([x]) / sum(x) for x in (a, b))
-    found = geometric_mean(a, b)
-    assert found.sum() == pytest.approx(1)
-    assert ((found == 0) | ((a > 0) & (b > 0)) | (found == a)).all()
-    assert geometric_mean(a, np.full((1, 4), 0.25)).argmax() == a.argmax()
-
-
-@pytest.fixture(scope="module")
-def study(tiny_text, tiny_vision):
-    return toys.study(tiny_text, tiny_vision)
-
-
-def test_recommended_is_the_student_together_with_tfidf_and_both_are_kept(toy, study, tiny_text, tmp_path):
-    """The kept folder alone, as whoever deploys it loads it, gives the predictions of Test."""
-    folder = tmp_path / "f100"
-    read = classify("recommended", str(tiny_text), toy, study, 0.5, 0, keep=folder)
-    test = toy.part("test")
-    found = TorchClassifier("title_words", Models(folder))(list(test.title))
-    labels = json.loads((folder / "lexical.json").read_text())["labels"]
-    assert labels == toy.labels
-    assert [labels[i] for i in found.argmax(axis=1)] == read.predictions.predicted.tolist()
+def test_recommended_is_the_student_together_with_tfidf_and_both_are_kept(toy, tiny_text, tiny_vision, tmp_path):
+    study, titles = toys.study(tiny_text, tiny_vision), list(toy.part("test").title)
+    start = Start(str(tiny_text))
+    read = classify(Run("toy", "recommended", 0), 0.5, toy, study, start, keep=tmp_path / "f100")
+    both, alone = (TitleClassifier(tmp_path / "f100", words=words) for words in (True, False))
+    found = both(titles)
+    assert [both.labels[i] for i in found.argmax(axis=1)] == read.predictions.predicted.tolist()
     np.testing.assert_allclose(found.max(axis=1), read.predictions.confidence, atol=1e-4)
-    alone = TorchClassifier("title", Models(folder))(list(test.title))
-    np.testing.assert_allclose(found, geometric_mean(alone, Lexical.load(folder)(list(test.title))), atol=1e-6)
-    assert not np.allclose(found, alone)
-    student = classify("self_trained_names", str(tiny_text), toy, study, 0.5, 0)
-    np.testing.assert_allclose(alone.max(axis=1), student.predictions.confidence, atol=1e-4)
+    np.testing.assert_allclose(found, geometric_mean(alone(titles), both.words(titles)), atol=1e-6)
+    assert not np.allclose(found, alone(titles))
+    student = classify(Run("toy", "self_trained_names", 0), 0.5, toy, study, start)
+    np.testing.assert_allclose(alone(titles).max(axis=1), student.predictions.confidence, atol=1e-4)

@@ -60,9 +60,8 @@ def test_gradients_equal_finite_differences_of_the_equation(name, n, standard):
     def value(x, y):
         if name == "simcse":
             return equation(x, y, y if standard else x, tau, standard=standard)
-        return alpha * equation(x, y, y, tau, standard=standard) + (1 - alpha) * equation(
-            y, x, x, tau, standard=standard
-        )
+        there, back = equation(x, y, y, tau, standard=standard), equation(y, x, x, tau, standard=standard)
+        return alpha * there + (1 - alpha) * back
 
     extra = (alpha,) if name == "convirt" else ()
     getattr(losses, name)(a, b, tau, *extra, positive_in_denominator=standard).backward()
@@ -90,9 +89,8 @@ def test_bfloat16_inputs_and_autocast_lose_only_the_rounding_of_the_inputs(tau):
     losses.info_nce(*reference, tau).backward()
     loss.backward()
     for ours, theirs in zip((a, b), reference, strict=True):
-        torch.testing.assert_close(
-            ours.grad.float(), theirs.grad, rtol=2e-2, atol=2e-2 * theirs.grad.abs().max().item()
-        )
+        largest = theirs.grad.abs().max().item()
+        torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=2e-2, atol=2e-2 * largest)
 
 
 @given(n=st.integers(2, 40), d=st.integers(1, 16))
@@ -139,31 +137,49 @@ def test_duplicate_titles_are_masked_in_both_towers(standard):
     assert losses.convirt(a, b, 0.1, 0.6, positive_in_denominator=standard).item() != pytest.approx(ours)
 
 
-def test_a_row_without_negatives_is_left_out_without_nan():
+@pytest.mark.parametrize("groups", [[0, 0, 1], [0, 0, 0]])
+def test_rows_without_negatives_are_left_out_without_nan(groups):
     a, b = vectors(3, 4, 9), vectors(3, 4, 10)
-    losses.info_nce(a, b, 0.1, groups=torch.tensor([0, 0, 1])).backward()
+    loss = losses.info_nce(a, b, 0.1, groups=torch.tensor(groups))
+    loss.backward()
     assert torch.isfinite(a.grad).all()
-    with pytest.raises(ValueError, match="one group"):
-        losses.info_nce(a, b, 0.1, groups=torch.zeros(3, dtype=torch.long))
+    if not any(groups):
+        assert loss == 0 == a.grad.abs().max()
 
 
-def test_bad_input_is_refused():
-    a = vectors(3, 4, 0)
-    with pytest.raises(ValueError, match="at least 2"):
-        losses.info_nce(a[:1], a[:1], 0.1)
-    with pytest.raises(ValueError, match="one shape"):
-        losses.simcse(a, a[:2], 0.1)
-    with pytest.raises(ValueError, match="temperature"):
-        losses.info_nce(a, a, 0.0)
-    with pytest.raises(ValueError, match="alpha"):
-        losses.convirt(a, a, 0.1, 1.5)
+@pytest.mark.parametrize(("loss", "rows", "rest", "message"), [
+    (losses.info_nce, (1, 1), (0.1,), "at least 2"), (losses.simcse, (3, 2), (0.1,), "one shape"),
+    (losses.info_nce, (3, 3), (0.0,), "temperature"), (losses.convirt, (3, 3), (0.1, 1.5), "alpha"),
+    (losses.sigmoid, (1, 1), (0.1, -10.0), "at least 2"),
+])  # fmt: skip
+def test_bad_input_is_refused(loss, rows, rest, message):
+    with pytest.raises(ValueError, match=message):
+        loss(*(vectors(n, 4, 0) for n in rows), *rest)
 
 
 def test_alignment_and_uniformity_equal_their_definitions():
     a, b = vectors(5, 3, 11).detach(), vectors(5, 3, 12).detach()
-    unit = [torch.nn.functional.normalize(x, dim=1).tolist() for x in (a, b)]
-    square = [[sum((p - q) ** 2 for p, q in zip(u, v, strict=True)) for v in unit[0]] for u in unit[0]]
-    pairs = [math.exp(-2 * square[i][j]) for i in range(5) for j in range(i)]
+    x, y = a.tolist(), b.tolist()  # of unit vectors the squared distance is 2 - 2 cosine
+    pairs = [math.exp(-2 * (2 - 2 * cosine(x[i], x[j]))) for i in range(5) for j in range(i)]
     assert losses.uniformity(a).item() == pytest.approx(math.log(sum(pairs) / len(pairs)), abs=1e-5)
-    expected = sum(sum((p - q) ** 2 for p, q in zip(u, v, strict=True)) for u, v in zip(*unit, strict=True)) / 5
+    expected = sum(2 - 2 * cosine(x[i], y[i]) for i in range(5)) / 5
     assert losses.alignment(a, b).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_sigmoid_is_its_equation_and_its_gradient_reaches_both():
+    a, b = vectors(5, 8, 1), vectors(5, 8, 2)
+    x, y, tau, bias, groups = a.tolist(), b.tolist(), 0.3, -2.0, [0, 1, 0, 2, 3]
+    for known in (None, groups):
+        total = 0.0
+        for i in range(5):
+            for j in range(5):
+                if known and i != j and known[i] == known[j]:
+                    continue
+                z = (1 if i == j else -1) * (cosine(x[i], y[j]) / tau + bias)
+                total += math.log1p(math.exp(-z))
+        loss = losses.sigmoid(a, b, tau, bias, groups=None if known is None else torch.tensor(known))
+        assert loss.item() == pytest.approx(total / 5, rel=1e-5)
+    loss.backward()
+    assert a.grad.abs().sum() > 0 < b.grad.abs().sum()
+    same = torch.ones(4, 3)  # all cosines 1, all logits 0: each of the four columns costs log 2
+    assert losses.sigmoid(same, same, 0.1, -10.0).item() == pytest.approx(4 * math.log(2), rel=1e-4)

@@ -8,8 +8,8 @@ import torch
 
 from icssl_lib.config import Study
 from icssl_lib.encoders import load_text, tokenize
-from icssl_lib.pretrain import pretrain_text, train_tokenizer
 from icssl_lib.sources import synthetic
+from icssl_lib.sources.synthetic.pretrain import pretrain_text, train_tokenizer
 
 TITLES = synthetic.generic_titles(400, 0)
 
@@ -18,7 +18,7 @@ def test_tokenizer_is_the_same_in_another_process():
     """The order of hash maps in `tokenizers` differs from one process, and one call, to the next."""
     vocabulary = train_tokenizer(TITLES, 400).get_vocab()
     assert train_tokenizer(TITLES, 400).get_vocab() == vocabulary
-    code = "import json, sys; from icssl_lib.pretrain import train_tokenizer\n"
+    code = "import json, sys; from icssl_lib.sources.synthetic.pretrain import train_tokenizer\n"
     code += "json.dump(train_tokenizer(json.load(sys.stdin), 400).get_vocab(), sys.stdout)"
     titles = json.dumps(TITLES)
     done = subprocess.run([sys.executable, "-c", code], input=titles, capture_output=True, text=True, check=False)

@@ -1,46 +1,33 @@
-"""The strict papermill, records, the lock, and processes that end with those they serve."""
+"""What a study's jobs are made of: the strict papermill, pieces, records, and processes that end together."""
 
+import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from fnmatch import fnmatch
 from pathlib import Path
-from unittest import mock
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
+import toys
 
-from icssl_lib import runs, warm
-from icssl_lib.config import AdaptConfig, FinetuneConfig, RuntimeConfig, Study
-from icssl_lib.runs import (
-    RunError,
-    as_declared,
-    collect,
-    digest,
-    execute,
-    follow,
-    locked,
-    own_gpus,
-    parameters_of,
-    piece,
-    written_by,
-)
-
-POSIX = pytest.mark.skipif(os.name != "posix", reason="forks and sockets")
+from icssl_lib import dag, runs, stages
+from icssl_lib.config import AdaptConfig, Run, RuntimeConfig, Study
+from icssl_lib.dag import RunError, own_gpus
+from icssl_lib.notebooks import execute, parameters_of, values_of
+from icssl_lib.runs import collect, digest, path_of, resolved
+from icssl_lib.stages import adapt_seeds, classify_seeds
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """`execute` and `install_kernel` change the environment of their process."""
-    for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_PATH"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
+    """`execute` changes the environment of its process."""
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", os.environ.get("JUPYTER_RUNTIME_DIR", ""))
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.delenv(warm.SOCKET, raising=False)
-    monkeypatch.delenv(warm.STUDY, raising=False)
+    monkeypatch.delenv(dag.STUDY, raising=False)
 
 
 def write_notebook(path: Path, *sources: str, tag: bool = True) -> Path:
@@ -52,27 +39,11 @@ def write_notebook(path: Path, *sources: str, tag: bool = True) -> Path:
     return path
 
 
-def gone(pid: int, seconds: float = 10) -> bool:
-    """Whether the process ends (or is a zombie) within the time."""
+def wait_until(true, seconds: float = 60) -> None:
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-            os.kill(pid, 0)
-        except (FileNotFoundError, ProcessLookupError):
-            return True
+    while not true():
+        assert time.monotonic() < until
         time.sleep(0.05)
-    return False
-
-
-def wait_for(path: Path, seconds: float = 30) -> str:
-    """What is written to a file, once something is."""
-    until = time.monotonic() + seconds
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < until, f"{path}: still nothing"
-        time.sleep(0.05)
-    return path.read_text()
 
 
 # --- notebooks
@@ -82,48 +53,74 @@ def test_parameters_of_the_studys_notebooks(root):
     notebooks = sorted((root / "notebooks").glob("0*.ipynb"))
     assert len(notebooks) >= 6
     assert all({"config", "out"} <= set(parameters_of(notebook)) for notebook in notebooks)
-    assert set(parameters_of(root / "notebooks/02_adapt.ipynb")) == {"config", "out", "dataset", "method", "seed"}
+    for name in ("02_adapt", "03_finetune"):
+        known = {"config", "out", "dataset", "method", "seeds"}
+        assert set(parameters_of(root / f"notebooks/{name}.ipynb")) == known
 
 
-def test_missing_notebook_gives_the_nearest(root):
+def test_a_notebook_that_is_not_there_or_not_tagged_is_refused(root, tmp_path):
     with pytest.raises(RunError, match=r"no such notebook; did you mean '02_adapt\.ipynb'\?"):
         parameters_of(root / "notebooks/02_adopt.ipynb")
-
-
-def test_notebook_without_the_tag_is_refused(tmp_path):
     notebook = write_notebook(tmp_path / "a.ipynb", "seed = 0", tag=False)
-    with pytest.raises(RunError, match="0 cells are tagged `parameters`, expected 1"):
+    with pytest.raises(RunError, match="no parameters; tag the first code cell `parameters`"):
         execute(notebook, tmp_path / "out.ipynb", {"seed": 1})
 
 
 def test_unknown_parameter_gives_the_nearest_and_nothing_runs(root, tmp_path, capsys):
     notebook, output = root / "notebooks/02_adapt.ipynb", tmp_path / "out.ipynb"
-    with pytest.raises(RunError, match=r"02_adapt\.ipynb has no parameter 'sead'; did you mean 'seed'\?"):
-        execute(notebook, output, {"sead": 1})
-    assert runs.main(["execute", str(notebook), str(output), "sead=1"]) == 1
-    assert "did you mean 'seed'?" in capsys.readouterr().err
-    assert runs.main(["execute", str(notebook), str(output), "seed"]) == 1
-    assert "expected name=value" in capsys.readouterr().err
+    with pytest.raises(RunError, match=r"02_adapt\.ipynb has no parameter 'seads'; did you mean 'seeds'\?"):
+        execute(notebook, output, {"seads": [1]})
+    for wrong, message in (("seads=[1]", "did you mean 'seeds'?"), ("seeds", "expected name=value")):
+        assert runs.main(["execute", str(notebook), str(output), wrong]) == 1
+        assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_parameter_is_what_its_default_is(root):
     """A path with " #" is no YAML comment, and Norway's shop is called "no"."""
-    texts = {"config": "/home/ann/course #2/a: b.yaml", "dataset": "no", "seed": "7", "method": "convirt"}
-    found = as_declared(texts, parameters_of(root / "notebooks/02_adapt.ipynb"))
-    assert found == texts | {"seed": 7}
-    assert as_declared({"sead": "1"}, {}) == {"sead": 1}  # refused by `execute`
+    texts = {"config": "/home/ann/course #2/a: b.yaml", "dataset": "no", "seeds": "[7, 8]", "method": "a=b"}
+    found = values_of(root / "notebooks/02_adapt.ipynb", [f"{name}={value}" for name, value in texts.items()])
+    assert found == texts | {"seeds": [7, 8]}
 
 
-def test_notebook_runs_with_its_parameters_and_shows_every_figure(tmp_path):
+@pytest.fixture
+def job(tmp_path):
+    """Runs a notebook of these sources in a process of its own."""
+
+    def start(*sources: str, **parameters) -> subprocess.Popen:
+        notebook = write_notebook(tmp_path / "a.ipynb", *sources)
+        command = [sys.executable, "-m", "icssl_lib.runs", "execute", notebook, tmp_path / "deep/out.ipynb"]
+        pairs = [f"{name}={value}" for name, value in parameters.items()]
+        return subprocess.Popen([*command, *pairs], stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def test_notebook_runs_with_its_parameters_and_shows_every_figure(job, tmp_path):
     """Also where this process draws to no screen (MPLBACKEND=Agg)."""
     plot = "import matplotlib.pyplot as plt\nplt.plot([0, seed]);"
-    notebook = write_notebook(tmp_path / "a.ipynb", "seed = 0\nname = 'a'", "print(seed + 1, name)", plot, plot)
-    execute(notebook, tmp_path / "deep/out.ipynb", {"seed": 41})
+    process = job("seed = 0\nname = 'a'", "print(seed + 1, name)", plot, plot, seed=41)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out.ipynb"]
     cells = nbformat.read(tmp_path / "deep/out.ipynb", 4).cells
     assert cells[2].outputs[0].text == "42 a\n"
     assert all(any("image/png" in o.get("data", {}) for o in cell.outputs) for cell in cells[3:])
+
+
+def test_a_kernel_that_dies_is_told(job):
+    process = job("seed = 0", "import os\nos._exit(9)")
+    assert "error: a.ipynb: the kernel died; out of memory?" in process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+
+
+def test_a_kernel_ends_with_its_job(job, tmp_path):
+    source = "import os, pathlib, time\npathlib.Path(file).write_text(str(os.getpid()))\ntime.sleep(300)"
+    process, file = job("file = ''", source, file=tmp_path / "pid"), tmp_path / "pid"
+    wait_until(lambda: file.exists() and file.read_text())
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not psutil.pid_exists(int(file.read_text())), seconds=10)
 
 
 def test_failing_notebook_stays_as_failed_and_leaves_no_output(tmp_path, capsys):
@@ -138,133 +135,148 @@ def test_failing_notebook_stays_as_failed_and_leaves_no_output(tmp_path, capsys)
     assert any(o.output_type == "error" for cell in failed.cells for o in cell.get("outputs", []))
 
 
-@POSIX
-def test_dead_kernel_is_tried_once_more(tmp_path):
-    source = "import os, pathlib\nn = len(list(pathlib.Path(folder).glob('try*')))\n"
-    source += "pathlib.Path(folder, f'try{n}').touch()\nif n < deaths: os._exit(9)"
-    notebook = write_notebook(tmp_path / "a.ipynb", "folder = ''\ndeaths = 0", source)
-    for deaths in (1, 2):
-        folder = tmp_path / str(deaths)
-        folder.mkdir()
-        parameters = {"folder": str(folder), "deaths": deaths}
-        if deaths == 1:
-            execute(notebook, folder / "out.ipynb", parameters)
-        else:
-            with pytest.raises(RunError, match="died twice"):
-                execute(notebook, folder / "out.ipynb", parameters)
-        assert len(list(folder.glob("try*"))) == 2
-        assert (folder / "out.ipynb").exists() == (deaths == 1)
+# --- pieces
+
+
+@pytest.fixture
+def study(tiny_text, tiny_vision):
+    return toys.study(tiny_text, tiny_vision, finetune={"fractions": [0.2, 1.0]})
+
+
+def changed(study: Study, **finetune) -> Study:
+    return study.model_copy(update={"finetune": study.finetune.model_copy(update=finetune)})
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What is really trained from here on: runs, with the fraction."""
+    calls, adapt, classify = [], stages.adapt, stages.classify
+    monkeypatch.setattr(stages, "adapt", lambda run, *rest: calls.append(str(run)) or adapt(run, *rest))
+    monkeypatch.setattr(
+        stages, "classify", lambda run, f, *rest, **more: calls.append(f"{run} {f}") or classify(run, f, *rest, **more)
+    )
+    return calls
+
+
+def test_a_job_goes_on_from_its_finished_pieces(study, toy, trained, tmp_path, monkeypatch):
+    whole = classify_seeds("toy", "origin", [0, 1], toy, study, tmp_path / "undisturbed")
+    trained.clear()
+    classify = stages.classify
+
+    def killed(run, fraction, *rest, **more):
+        if (run.seed, fraction) == (1, 0.2):
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return classify(run, fraction, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "classify", killed)
+        with pytest.raises(OSError, match="no space"):
+            classify_seeds("toy", "origin", [0, 1], toy, study, tmp_path)
+    assert trained == ["toy origin seed 0 0.2", "toy origin seed 0 1.0"]
+    assert list(path_of(tmp_path, "pieces", Run("toy", "origin", 1)).iterdir()) == []  # nothing half-written
+    trained.clear()
+    found = classify_seeds("toy", "origin", [0, 1], toy, study, tmp_path)
+    assert trained == ["toy origin seed 1 0.2", "toy origin seed 1 1.0"]
+    for ours, theirs in zip(found, whole, strict=True):
+        pd.testing.assert_frame_equal(ours.drop(columns="seconds", errors="ignore"),
+                                      theirs.drop(columns="seconds", errors="ignore"))  # fmt: skip
+    record = json.loads(path_of(tmp_path, "records", Run("toy", "origin", 1)).with_suffix(".json").read_text())
+    assert [row["fraction"] for row in record["fractions"]] == [0.2, 1.0]
+    assert record["settings"]["finetune"] == study.finetune.model_dump(mode="json")
+    assert {"python", "torch", "transformers", "cpu", "device"} <= set(record["machine"])
+
+
+def test_only_what_is_new_or_other_is_trained(study, toy, trained, tmp_path):
+    few = changed(study, fractions=[1.0])
+    classify_seeds("toy", "origin", [0], toy, few, tmp_path)
+    trained.clear()
+    classify_seeds("toy", "origin", [0, 1], toy, few, tmp_path)
+    assert trained == ["toy origin seed 1 1.0"]
+    trained.clear()
+    scores, _ = classify_seeds("toy", "origin", [0], toy, study, tmp_path)
+    assert trained == ["toy origin seed 0 0.2"]
+    assert list(scores.fraction) == [0.2, 1.0]
+    trained.clear()
+    classify_seeds("toy", "origin", [0], toy, changed(study, fractions=[1.0], epochs=1), tmp_path)
+    assert trained == ["toy origin seed 0 1.0"]
+    folders = sorted(path.name[:4] for path in path_of(tmp_path, "pieces", Run("toy", "origin", 0)).iterdir())
+    assert folders == ["f020", "f100"]  # the stale one is gone
+
+
+def test_encoders_are_pieces_and_a_new_one_makes_its_classifiers_stale(study, toy, trained, tmp_path):
+    history, space = adapt_seeds("toy", "simcse", [0, 1], toy, study, tmp_path)
+    assert set(history.seed) == set(space.seed) == {0, 1}
+    folder, few = path_of(tmp_path, "encoders", Run("toy", "simcse", 0)), changed(study, fractions=[1.0])
+    assert {"config.json", "model.safetensors", "tokenizer.json", "history.csv"} <= {p.name for p in folder.iterdir()}
+    classify_seeds("toy", "simcse", [0], toy, few, tmp_path)
+    trained.clear()
+    for name in ("config.json", "towers.safetensors"):  # as Snakemake does before it runs a job again
+        (folder / name).unlink()
+    pd.testing.assert_frame_equal(adapt_seeds("toy", "simcse", [0, 1], toy, study, tmp_path)[0], history)
+    classify_seeds("toy", "simcse", [0], toy, few, tmp_path)
+    assert trained == []
+    other = study.model_copy(update={"adapt": AdaptConfig(**study.adapt.model_dump() | {"temperature": 0.2})})
+    adapt_seeds("toy", "simcse", [0], toy, other, tmp_path)
+    classify_seeds("toy", "simcse", [0], toy, few, tmp_path)
+    assert trained == ["toy simcse seed 0", "toy simcse seed 0 1.0"]
 
 
 # --- records
 
 
-@pytest.fixture
-def study():
+def test_models_named_pretrained_become_folders(tmp_path):
     genre = {"source": "synthetic", "genre": "beauty"}
-    settings = {"datasets": {"zeta": genre, "alpha": genre}, "methods": ["origin", "convirt"], "seeds": [1, 0]}
-    return Study.model_validate({"study": "made-up", "pretrain": {}} | settings)
+    study = Study.model_validate({"study": "a", "datasets": {"a": genre}, "pretrain": {}, "vision": {"model": "vit"}})
+    found = resolved(study, tmp_path)
+    assert (found.text.model, found.vision.model) == (str(tmp_path / "pretrained/text"), "vit")
+    assert resolved(found, tmp_path / "other") == found
 
 
-def write_records(study, out):
-    for dataset in study.datasets:
-        for method in study.methods:
-            for seed in study.seeds:
-                keys = {"dataset": dataset, "method": method, "seed": seed}
-                scores = dict.fromkeys(["accuracy", "macro_f1", "head_macro_f1", "tail_macro_f1"], 1 / 3)
-                rows = [keys | scores | {"fraction": f, "n_train": 9, "seconds": 1.5} for f in (0.1, 1.0)]
-                path = piece(out, "records", dataset, method, seed).with_suffix(".json")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(keys | {"split_hash": f"of {dataset}", "fractions": rows}))
-
-
-def test_collect_orders_rows_as_the_configuration_does(study, tmp_path):
-    write_records(study, tmp_path)
+def test_collect_writes_all_rows_or_names_the_record_that_is_missing(tmp_path):
+    genre = {"source": "synthetic", "genre": "beauty"}
+    settings = {"datasets": {"zeta": genre, "alpha": genre}, "methods": ["origin"], "seeds": [1, 0], "pretrain": {}}
+    study = Study.model_validate({"study": "made-up"} | settings)
+    for run in (Run(d, "origin", k) for d in ("alpha", "zeta") for k in (0, 1)):
+        row = dict.fromkeys(runs.RESULTS, 1 / 3) | {"dataset": run.dataset, "seed": run.seed}
+        path = path_of(tmp_path, "records", run).with_suffix(".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"split_hash": f"of {run.dataset}", "fractions": [row, row]}))
     collect(study, tmp_path)
     results = pd.read_csv(tmp_path / "results.csv")
     assert list(results.columns) == runs.RESULTS
-    keys = results[["dataset", "method", "seed", "fraction"]].itertuples(index=False, name=None)
-    assert list(keys) == [
-        (d, m, k, f) for d in ("zeta", "alpha") for m in ("origin", "convirt") for k in (1, 0) for f in (0.1, 1.0)
-    ]
-    assert set(results.split_hash[results.dataset == "zeta"]) == {"of zeta"}
-    assert "0.333333," in (tmp_path / "results.csv").read_text()
-
-
-def test_collect_refuses_a_missing_record(study, tmp_path):
-    write_records(study, tmp_path)
-    path = piece(tmp_path, "records", "alpha", "convirt", 0).with_suffix(".json")
+    assert list(results.dataset + results.seed.astype(str)) == [d + k for d in ("zeta", "alpha") for k in "1100"]
+    assert list(results.split_hash) == ["of zeta"] * 4 + ["of alpha"] * 4
+    assert set(results.accuracy) == {0.333333}
     path.unlink()
-    with pytest.raises(RunError, match=r"alpha/convirt/seed0\.json: no such record; run notebook 03"):
+    with pytest.raises(RunError, match=r"zeta/origin/seed1\.json: no such record; run notebook 03"):
         collect(study, tmp_path)
-    assert not (tmp_path / "results.csv").exists()
 
 
 def test_digest_sees_each_setting_and_nothing_else():
-    assert digest(AdaptConfig()) == digest(AdaptConfig(epochs=50))
-    assert digest(AdaptConfig()) != digest(AdaptConfig(epochs=49))
-    assert digest(AdaptConfig(), FinetuneConfig()) != digest(FinetuneConfig(), AdaptConfig())
-    assert digest(1, None, "a") == digest(1, None, "a")
-    assert len(digest()) == 12
-    assert digest(RuntimeConfig(checkpoint_minutes=1)) == digest(RuntimeConfig())  # changes no result
-    assert digest(RuntimeConfig(precision="bf16")) != digest(RuntimeConfig())
+    assert digest(AdaptConfig()) == digest(AdaptConfig(epochs=50)) != digest(AdaptConfig(epochs=49))
+    assert digest(AdaptConfig(), 1, "a") == digest(AdaptConfig(), 1, "a") != digest("a", 1, AdaptConfig())
+    assert digest(RuntimeConfig(checkpoint_minutes=1, job_per="seed")) == digest(RuntimeConfig())  # change no result
 
 
-# --- one study at a time, and none after its end
+# --- processes
 
 
-@POSIX
-def test_second_study_in_a_folder_is_refused(tmp_path):
-    with locked(tmp_path / "run"):
-        with pytest.raises(RunError, match="a study runs in this folder already"), locked(tmp_path / "run"):
-            pytest.fail("two studies in one folder")
-        with locked(tmp_path / "other"):
-            pass
-    with locked(tmp_path / "run") as lock:
-        heir = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
-    with pytest.raises(RunError), locked(tmp_path / "run"):
-        pytest.fail("a process that was given the lock still lives")
-    heir.communicate(b"\n")
-    with locked(tmp_path / "run"):
-        pass
-
-
-@POSIX
-def test_lock_falls_with_a_killed_process(tmp_path):
-    code = "import sys, time; from pathlib import Path; from icssl_lib.runs import locked\n"
-    code += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RunError), locked(tmp_path):
-            pytest.fail("locked twice")
-    finally:
-        holder.kill()
-        holder.communicate()
-    with locked(tmp_path):
-        pass
-
-
-@POSIX
 def test_a_log_is_followed_to_its_last_line(tmp_path):
     path = tmp_path / "log"
-    path.write_text("of an earlier call\n")
-    code = "import sys, time\nfor i in range(3): print(f'{i + 1} of 3 steps (x%) done', flush=True); time.sleep(0.3)\n"
-    code += "print('Error in rule a:'); print('    log: logs/a.log (check it)', end='')"
+    path.write_text("9 of 9 steps (of an earlier call) done\n")
+    code = "import time\nfor i in range(3): print(f'{i + 1} of 3 steps (x%) done', flush=True); time.sleep(0.3)\n"
+    code += "print('Error in rule a:\\n    jobid: 1\\n    log: logs/a.log (check it)', end='')"
     with path.open("a") as log, path.open() as reader:
         reader.seek(0, os.SEEK_END)
         process = subprocess.Popen([sys.executable, "-c", code], stdout=log)
-        lines = list(written_by(process, reader))
-    assert lines[:3] == [f"{i} of 3 steps (x%) done" for i in (1, 2, 3)]
-    assert lines[3:] == ["Error in rule a:", "    log: logs/a.log (check it)"]
-    assert follow(lines, "toy") == (3, [Path("logs/a.log")])
+        jobs, failed = dag.follow(process, reader, "toy")
+    assert (jobs, failed) == (3, ["logs/a.log"])
 
 
-@POSIX
 def test_jobs_have_gpus_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-b,7")  # names are passed on as they are
-    visible = lambda: os.environ["CUDA_VISIBLE_DEVICES"]  # noqa: E731
-    code = "import os, sys, time; from pathlib import Path; from icssl_lib.runs import own_gpus\n"
+    monkeypatch.setenv(dag.STUDY, str(os.getpid()))
+    code = "import os, sys, time; from pathlib import Path; from icssl_lib.dag import own_gpus\n"
     code += "with own_gpus(1, Path(sys.argv[1])): print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
@@ -274,151 +286,10 @@ def test_jobs_have_gpus_of_their_own(tmp_path, monkeypatch):
     finally:
         other.kill()  # which sets its GPU free
         other.communicate()
-    with own_gpus(2, tmp_path):
-        assert visible() == "4,GPU-b"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with own_gpus(1, tmp_path):
-        assert visible() == "0"
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with own_gpus(1, tmp_path):  # no GPU at all: nothing to share out
-        assert visible() == ""
-
-
-@POSIX
-def test_exit_with_ends_a_process_soon_after_the_other():
-    served = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    code = (
-        f"import time; from icssl_lib.warm import exit_with; exit_with({served.pid}); print(flush=True); time.sleep(60)"
-    )
-    watcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    try:
-        watcher.stdout.readline()
-        time.sleep(0.6)
-        assert watcher.poll() is None
-        served.kill()
-        served.wait()
-        assert watcher.wait(timeout=2) == 1
-    finally:
-        for process in (served, watcher):
-            process.kill()
-            process.communicate()
-
-
-# --- warm starts
-
-SERVER = """
-import os, sys, time
-from icssl_lib import runs, warm
-
-def main(arguments):
-    if arguments[0] == "exit":
-        print("out of", os.getcwd(), os.environ["WHO"])
-        print("err", file=sys.stderr)
-        sys.exit(int(arguments[1]))
-    if arguments[0] == "raise":
-        raise ZeroDivisionError
-    print(os.getpid(), flush=True)
-    time.sleep(60)
-
-runs.main, warm.HEAVY = main, []
-warm.serve(sys.argv[1])
-"""
-
-
-@pytest.fixture
-def server(tmp_path):
-    """A warm server whose jobs are made up; its socket's path."""
-    address = tmp_path / "socket"
-    process = subprocess.Popen([sys.executable, "-c", SERVER, str(address)])
-    until = time.monotonic() + 30
-    while not address.exists():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    time.sleep(0.1)
-    yield address
-    process.kill()
-    process.wait()
-
-
-def client(server: Path, *arguments: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "icssl_lib.warm", "run", *arguments]
-    return subprocess.Popen(command, env=os.environ | {warm.SOCKET: str(server), "WHO": "client"}, **options)
-
-
-@POSIX
-def test_warm_job_has_the_streams_folder_environment_and_exit_code_of_its_client(server, tmp_path):
-    folder = tmp_path / "a folder"
-    folder.mkdir()
-    for code in (0, 3):
-        with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-            assert client(server, "exit", str(code), cwd=folder, stdout=out, stderr=err).wait(timeout=30) == code
-        assert (folder / "out").read_text() == f"out of {folder} client\n"
-        assert (folder / "err").read_text() == "err\n"
-    with (folder / "err").open("w") as err:
-        assert client(server, "raise", stderr=err).wait(timeout=30) == 1
-    assert "ZeroDivisionError" in (folder / "err").read_text()
-
-
-@pytest.mark.parametrize("device", ["nvidia0", "kfd", "dxg", "null"])
-def test_jobs_are_no_forks_where_there_is_a_gpu(monkeypatch, device):
-    monkeypatch.setattr(sys, "platform", "linux")  # by the names of its devices
-    monkeypatch.setattr(Path, "glob", lambda self, kind: [self / device] if fnmatch(device, kind) else [])
-    assert runs.may_fork("auto") == (device == "null")
-    assert runs.may_fork("cpu")
-
-
-@POSIX
-def test_warm_job_of_a_large_environment(server, tmp_path):
-    """Larger than one message of a socket: on a machine with many modules or a Nix shell."""
-    with mock.patch.dict(os.environ, {f"ICSSL_TEST_{i}": "x" * 100_000 for i in range(8)}):
-        with (tmp_path / "out").open("w") as out:
-            assert client(server, "exit", "3", cwd=tmp_path, stdout=out).wait(timeout=30) == 3
-    assert (tmp_path / "out").read_text() == f"out of {tmp_path} client\n"
-
-
-@POSIX
-def test_jobs_run_side_by_side_and_end_with_their_clients(server, tmp_path):
-    outputs = [tmp_path / "one", tmp_path / "other"]
-    clients = []
-    for path in outputs:
-        with path.open("w") as out:
-            clients.append(client(server, "sleep", stdout=out))
-    try:
-        one, other = (int(wait_for(path)) for path in outputs)
-        assert one != other
-        clients[0].kill()
-        clients[0].wait()
-        assert gone(one, seconds=3)
-        os.kill(other, 0)  # goes on
-        os.kill(other, signal.SIGKILL)
-        assert clients[1].wait(timeout=10) != 0
-    finally:
-        for process in clients:
-            process.kill()
-            process.wait()
-
-
-@POSIX
-def test_server_ends_with_its_parent_even_while_it_imports(tmp_path):
-    (tmp_path / "slow_to_import.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
-    code = "import sys; from icssl_lib import warm; warm.HEAVY = ['slow_to_import']; warm.serve(sys.argv[1])"
-    parent = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]]); "
-    parent += "print(p.pid, flush=True); time.sleep(60)"
-    command = [sys.executable, "-c", parent, code, str(tmp_path / "socket")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(runs.ROOT)])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        server = int(process.stdout.readline())
-        assert process.stdout.readline() == "importing\n"
-    finally:
-        process.kill()
-        process.wait()
-    assert gone(server, seconds=3)
-    process.stdout.close()
-
-
-def test_without_a_server_a_job_runs_there_and_then(tmp_path, capsys):
-    assert warm.main(["run", "collect", str(tmp_path / "absent.yaml"), str(tmp_path)]) == 1
-    assert "no such configuration file" in capsys.readouterr().err
+    named = "4,GPU-b,7"
+    for visible, devices, count, expected in ((named, 0, 2, "4,GPU-b"), (named, 0, 0, named), ("", 2, 1, "0"),
+                                              ("", 0, 1, "")):  # the last: no GPU, nothing to share out  # fmt: skip
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr("torch.cuda.device_count", lambda n=devices: n)
+        with own_gpus(count, tmp_path):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == expected

@@ -3,10 +3,10 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,24 +15,33 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from kill_study import kill_often
+from kill_study import kill_often, numbers
 
-from icssl_lib import runs
-from icssl_lib.catalogue import open_catalogue, train_subset
+from icssl_lib import dag, runs
+from icssl_lib.catalogue import open_catalogue
 from icssl_lib.config import load_config
-from icssl_lib.runs import piece
+from icssl_lib.encoders import embed_titles, load_text
+from icssl_lib.files import locked
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the study's processes are forks")
 
 
-def run(config: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "icssl_lib.runs", "study", str(config), "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+def run(config: Path, out: Path, *options: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "icssl_lib.runs", "study", str(config), "--out", str(out), *options]
+    environment = os.environ | {"PATH": path + os.environ["PATH"]}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=600, env=environment, cwd=dag.ROOT
+    )
 
 
 @pytest.fixture(scope="session")
 def config(root) -> Path:
     return root / "config/smoke.yaml"
+
+
+@pytest.fixture(scope="session")
+def study(config):
+    return load_config(config)
 
 
 @pytest.fixture(scope="session")
@@ -50,33 +59,78 @@ def out(said) -> Path:
     return said.out
 
 
-@pytest.fixture(scope="session")
-def results(out) -> pd.DataFrame:
-    return pd.read_csv(out / "results.csv")
-
-
-@pytest.fixture(scope="session")
-def study(config):
-    return load_config(config)
+def changed(config: Path, path: Path, **sections) -> Path:
+    """A configuration beside which some values are others."""
+    raw = yaml.safe_load(config.read_text())
+    for name, value in sections.items():
+        raw[name] = {**raw.get(name, {}), **value} if isinstance(value, dict) and name != "datasets" else value
+    path.write_text(yaml.safe_dump(raw))
+    return path
 
 
 # --- what it leaves
 
 
-def test_results_have_a_row_per_run_in_the_order_of_the_configuration(results, study, out):
-    columns = "dataset,method,fraction,seed,n_train,accuracy,macro_f1,head_macro_f1,tail_macro_f1,split_hash,seconds"
-    assert (out / "results.csv").read_text().splitlines()[0] == columns
-    keys = list(results[["dataset", "method", "seed", "fraction"]].itertuples(index=False, name=None))
-    assert keys == [
-        (dataset, method, seed, fraction)
-        for dataset in study.datasets
-        for method in study.methods
-        for seed in study.seeds
-        for fraction in study.finetune.fractions
-    ]
-    assert set(results.split_hash) == {open_catalogue(out / "catalogues/beauty").split_hash}
-    assert results.notna().all(axis=None)
+@pytest.fixture(scope="session")
+def problems(root, study):
+    """What the check of CI says of a run folder: rows, files, executed notebooks, pages alone, accuracies anew."""
+    check = runpy.run_path(str(root / ".ci/check_study.py"))["problems"]
+    return lambda out, **options: list(check(study, out, **options))
+
+
+def test_all_is_there(study, said, out, problems):
+    assert problems(out, rows=16) == []
+    results = pd.read_csv(out / "results.csv")
+    keys = [(m, k, f) for m in study.methods for k in study.seeds for f in study.finetune.fractions]
+    assert list(results[["method", "seed", "fraction"]].itertuples(index=False, name=None)) == keys
     assert results.accuracy.nunique() > 5  # models that all say the same would prove little below
+    notebooks = sorted((out / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) == 2 + 1 + 2 + 4 + 2 + 1
+    for path in notebooks:
+        outputs = [o for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", [])]
+        assert not any(output.output_type == "error" for output in outputs), path.name
+        assert any("image/png" in output.get("data", {}) for output in outputs), path.name
+    assert [
+        p for p in out.rglob("*") if re.search(r"\.part|\.failed|\.pt$", p.name) and ".snakemake" not in p.parts
+    ] == []
+    assert "Table 2. Test accuracy" in said.stdout
+    assert f"In {out}:" in said.stdout
+    assert "Traceback" not in said.stderr
+
+
+def test_the_check_sees_what_is_missing_or_wrong(out, problems, tmp_path):
+    copy = tmp_path / "copy"
+    ignored = shutil.ignore_patterns(".snakemake", "pieces", "pretrained", "catalogues", "explore")
+    shutil.copytree(out, copy, copy_function=os.link, ignore=ignored)
+    assert problems(copy) == []
+    assert len(problems(copy, rows=216)) == 1
+    assert len(problems(copy, gain=0.9)) >= 1
+    results, page = "results.csv", "report/index.html"
+    for name, old, new in [
+        *((f"{path}", None, None) for path in (results, page, "figures/figure5.csv", "notebooks/04_table2.html")),
+        ("predictions/beauty/origin/seed0.parquet", None, None),
+        ("classifiers/beauty/convirt/seed0/f100/config.json", None, None),
+        ("encoders/beauty/convirt/seed1/model.safetensors", None, None),
+        (results, "beauty,convirt,0.1", "beauty,convirt,0.25"),
+        (results, r"(beauty,convirt,1.0+,0,\d+),0.", r"\1,1."),
+        (results, r"(beauty,convirt,1.0+,0,\d+),[^,]+,", r"\1,,"),
+        (results, "macro_f1", "f1"),
+        (results, "[0-9a-f]{16,}", "0123456789abcdef"),
+        ("notebooks/03_finetune-beauty-origin.ipynb", r'"execution_count": \d+', '"execution_count": null'),
+        ("records/beauty/origin/seed0.json", '"test_readings": 1', '"test_readings": 2'),
+        (page, "Figure 5", "Figure"),
+        (page, "<body", "<script src=x.js></script><body"),
+    ]:
+        path = copy / name
+        content = path.read_bytes()
+        path.unlink()
+        if old:
+            text, n = re.subn(old, new, content.decode(), count=0 if old.startswith("Fig") else 1)
+            assert n, (name, old)
+            path.write_text(text)
+        assert problems(copy), (name, old)
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
 
 
 def f1(label: list[str], predicted: list[str], of: str) -> float:
@@ -84,7 +138,7 @@ def f1(label: list[str], predicted: list[str], of: str) -> float:
     return 2 * hits / (label.count(of) + predicted.count(of))
 
 
-def test_every_metric_follows_from_predictions(results, out):
+def test_every_metric_follows_from_predictions(out):
     """Head and tail counted anew, by the definition: the fewest labels that hold 80% of Train."""
     catalogue = open_catalogue(out / "catalogues/beauty")
     counts, head = Counter(catalogue.part("train").label), []
@@ -94,89 +148,33 @@ def test_every_metric_follows_from_predictions(results, out):
         head.append(name)
     test = catalogue.part("test")
     assert 0 < len(head) < len(set(test.label))
-    for row in results.itertuples():
-        table = pd.read_parquet(piece(out, "predictions", row.dataset, row.method, row.seed).with_suffix(".parquet"))
+    for row in pd.read_csv(out / "results.csv").itertuples():
+        table = pd.read_parquet(out / f"predictions/{row.dataset}/{row.method}/seed{row.seed}.parquet")
         table = table[table.fraction == row.fraction]
         assert list(table.id) == list(test.id)
-        assert list(table.label) == list(test.label)
         label, predicted = list(table.label), list(table.predicted)
+        assert label == list(test.label)
         per_class = {name: f1(label, predicted, name) for name in set(label)}
         in_head = [value for name, value in per_class.items() if name in head]
         in_tail = [value for name, value in per_class.items() if name not in head]
         expected = [np.mean(table.label == table.predicted), np.mean(list(per_class.values()))]
-        expected += [np.mean(in_head), np.mean(in_tail)]
         found = [row.accuracy, row.macro_f1, row.head_macro_f1, row.tail_macro_f1]
-        assert found == pytest.approx(expected, abs=1e-6), row
+        assert found == pytest.approx([*expected, np.mean(in_head), np.mean(in_tail)], abs=1e-6), row
 
 
-def test_fractions_are_nested(results, study, out):
-    train = open_catalogue(out / "catalogues/beauty").part("train")
-    for seed in study.seeds:
-        few, all_of_it = (list(train_subset(train, fraction, seed).id) for fraction in study.finetune.fractions)
-        assert all_of_it[: len(few)] == few
-        for method in study.methods:
-            rows = results[(results.method == method) & (results.seed == seed)]
-            assert list(rows.n_train) == [len(few), len(all_of_it)]
-
-
-def test_executed_notebooks_ran_through_and_show_pictures(out):
-    notebooks = sorted((out / "notebooks").glob("*.ipynb"))
-    assert len(notebooks) == 2 + 1 + 3 * 2 + 6 * 2 + 2 + 1
-    for path in notebooks:
-        code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-        outputs = [output for cell in code for output in cell.outputs]
-        assert all(cell.execution_count for cell in code), path.name
-        assert not any(output.output_type == "error" for output in outputs), path.name
-        assert any("image/png" in output.get("data", {}) for output in outputs), path.name
-    assert not list(out.rglob("*.failed.ipynb"))
-
-
-def test_report_and_figures_are_there(out):
-    page = (out / "report/index.html").read_text(encoding="utf-8")
-    assert "Table 2" in page
-    assert "Figure 5" in page
-    assert "data:image/" in page
-    for suffix in ("png", "svg", "csv"):
-        assert (out / f"figures/figure5.{suffix}").stat().st_size > 0
-
-
-def test_nothing_half_written_stays(out):
-    assert list(out.rglob("*")) != []
-    assert [path for path in out.rglob("*") if ".part" in path.name and ".snakemake" not in path.parts] == []
-
-
-def test_terminal_ends_with_table_2_and_where_all_lies(said, out):
-    assert "Table 2. Test accuracy" in said.stdout
-    assert "BERT (origin)" in said.stdout
-    assert f"In {out}:" in said.stdout
-    assert "Traceback" not in said.stderr
-
-
-def test_records_say_what_the_numbers_depend_on(study, out):
-    record = json.loads((out / "records/beauty/convirt/seed1.json").read_text())
-    assert record["split_hash"] == open_catalogue(out / "catalogues/beauty").split_hash
-    assert record["settings"]["adapt"] == study.adapt.model_dump(mode="json")
-    assert {"python", "torch", "transformers", "cpu", "device"} <= set(record["machine"])
-
-
-# --- its models are plain folders
-
-
-def test_classifiers_load_and_predict_as_recorded(study, out):
+def test_classifiers_load_and_predict_as_recorded(out):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     catalogue = open_catalogue(out / "catalogues/beauty")
     test, folders = catalogue.part("test"), sorted(out.glob("classifiers/*/*/*/*"))
-    assert len(folders) == 4 * 2
+    assert len(folders) == 3 * 2
     for folder in folders:
         *_, method, seed, fraction = folder.parts
         assert fraction == "f100"
-        model, tokenizer = (
-            AutoModelForSequenceClassification.from_pretrained(folder),
-            AutoTokenizer.from_pretrained(folder),
-        )
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
         assert list(model.config.id2label.values()) == catalogue.labels
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         tokens = tokenizer(list(test.title), truncation=True, padding=True, return_tensors="pt")
         with torch.inference_mode():
             best = model(**tokens).logits.softmax(-1).max(-1)
@@ -189,18 +187,11 @@ def test_classifiers_load_and_predict_as_recorded(study, out):
 def test_encoders_load_and_sentence_transformers_pools_as_we_do(study, out):
     from sentence_transformers import SentenceTransformer
 
-    from icssl_lib.encoders import embed_titles, load_text
-
-    titles, folders = (
-        list(open_catalogue(out / "catalogues/beauty").part("dev").title),
-        sorted(out.glob("encoders/*/*/*")),
-    )
-    assert len(folders) == 3 * 2
-    seen = []
+    titles = list(open_catalogue(out / "catalogues/beauty").part("dev").title)
+    folders, seen = sorted(out.glob("encoders/*/*/*")), []
+    assert len(folders) == 2 * 2
     for folder in folders:
-        assert {"history.csv", "space.csv", "config.json", "model.safetensors"} <= {p.name for p in folder.iterdir()}
-        backbone, tokenizer = load_text(str(folder))  # AutoModel, AutoTokenizer
-        ours = embed_titles(backbone, tokenizer, titles, study.text)
+        ours = embed_titles(*load_text(str(folder)), titles, study.text)  # by AutoModel and AutoTokenizer
         theirs = SentenceTransformer(str(folder), device="cpu").encode(titles)
         assert np.allclose(ours.numpy(), theirs, atol=1e-4), folder
         assert not any(np.allclose(theirs, other, atol=1e-3) for other in seen)
@@ -210,33 +201,70 @@ def test_encoders_load_and_sentence_transformers_pools_as_we_do(study, out):
 # --- again
 
 
-def planned(config: Path, out: Path) -> dict[str, int]:
-    """Rule -> number of jobs that Snakemake would run now."""
-    done = subprocess.run(
-        runs.snakemake(config, out, "--dry-run", "--quiet", "rules"), capture_output=True, text=True, check=False
-    )
+def test_second_call_does_nothing_and_two_at_a_time_are_refused(config, out):
+    files = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and ".snakemake" not in p.parts}
+    done = run(config, out)
+    assert done.returncode == 0, done.stderr
+    assert "Table 2. Test accuracy" in done.stdout
+    changed = {path.name for path, then in files.items() if path.stat().st_mtime_ns != then}
+    assert changed <= {"study.log", ".lock", "wall.json"}
+    with locked(out / ".lock"):
+        done = run(config, out)
+    assert done.returncode == 1
+    assert "error:" in done.stderr
+    assert "a study runs in this folder already" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"finetune": {"epochs": 3}}, {"finetune": 4}),
+        ({"adapt": {"epochs": 3}}, {"adapt": 2, "finetune": 2}),
+        ({"pretrain": {"text_epochs": 2}}, {"pretrain": 2, "adapt": 2, "finetune": 4}),
+        ({"split_seed": 1}, {"catalogue": 1, "adapt": 2, "finetune": 4}),
+        ({"seeds": [0, 1, 2]}, {"adapt": 2, "finetune": 4}),  # which train the third seed alone
+    ],
+)
+def test_only_what_a_setting_touches_runs_again(change, expected, config, out, tmp_path):
+    command = dag.snakemake(changed(config, tmp_path / "changed.yaml", **change), out, "--dry-run", "--quiet", "rules")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    jobs = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
-    return {rule: int(count) for rule, count in jobs}
+    jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)}
+    assert (jobs["results"], jobs["report"]) == (1, 1)
+    training = ("pretrain", "catalogue", "adapt", "finetune")
+    assert {rule: jobs[rule] for rule in training if rule in jobs} == expected
+
+
+def test_a_copied_folder_goes_on_with_a_job_per_seed(config, out, tmp_path):
+    """An encoder and two records are made anew from the pieces, in three jobs of one seed: nothing is trained."""
+    seeds, copy = {"runtime": {"job_per": "seed"}, "methods": ["origin", "convirt"]}, tmp_path / "copy"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("notebooks", "encoders", "records"))
+    command = dag.snakemake(changed(config, tmp_path / "seeds.yaml", **seeds), copy, "--cores", "2")
+    records = [f"records/beauty/{method}/seed1.json" for method in seeds["methods"]]
+    done = subprocess.run([*command, *records], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    jobs = ("02_adapt-beauty-convirt", "03_finetune-beauty-origin", "03_finetune-beauty-convirt")
+    assert {path.stem for path in (copy / "notebooks").glob("*seed*.ipynb")} == {f"{job}-seed1" for job in jobs}
+    mine = pd.DataFrame([row for record in records for row in json.loads((copy / record).read_text())["fractions"]])
+    results = pd.read_csv(out / "results.csv").drop(columns="split_hash")
+    theirs = results[results.method.isin(seeds["methods"]) & (results.seed == 1)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(mine[theirs.columns], theirs, atol=1e-6)  # seconds as well: nothing was trained
 
 
 def test_through_a_profile_the_jobs_are_submitted(config, tmp_path):
     """Up to the cluster's own commands, which here refuse: the DAG is read without a number of cores, which a dry run
     would give it. `make slurm` runs the whole study so."""
     commands, asked = tmp_path / "bin", tmp_path / "asked"
-    commands.mkdir()
     folder = tmp_path / "Ann's class #2 {smoke}: 100% 'so'"
-    folder.mkdir()
-    config = shutil.copy(config, folder / "a study's.yaml")
+    for made in (commands, folder):
+        made.mkdir()
     for name in ("sbatch", "squeue", "scancel", "sinfo", "scontrol", "sacct", "sacctmgr", "srun"):
         (commands / name).write_text(f"#!/bin/sh\necho {name} >> '{asked}'\nexit 1\n")
         (commands / name).chmod(0o755)
-    command = [sys.executable, "-m", "icssl_lib.runs", "study", str(config), "--out", str(tmp_path / "run")]
-    environment = os.environ | {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        [*command, "--profile", "profiles/slurm"], env=environment, capture_output=True, text=True, timeout=300,
-        check=False, cwd=runs.ROOT,
-    )  # fmt: skip
+    config, profile = shutil.copy(config, folder / "a study's.yaml"), folder / "config.v9+.yaml"
+    text = (dag.ROOT / "profiles/slurm" / profile.name).read_text()
+    profile.write_text(re.sub(r"(slurm-init-seconds-before-status-checks): \d+", r"\1: 1", text))
+    done = run(config, tmp_path / "run", "--profile", str(folder), path=f"{commands}{os.pathsep}")
     log = (tmp_path / "run" / "study.log").read_text()
     assert done.returncode == 1
     assert "jobs failed" in done.stderr
@@ -244,80 +272,45 @@ def test_through_a_profile_the_jobs_are_submitted(config, tmp_path):
     assert asked.is_file(), log  # it came to the first job's submission
 
 
-def test_second_call_does_nothing(config, out):
-    files = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and ".snakemake" not in p.parts}
-    before, started = (out / "results.csv").read_bytes(), time.monotonic()
-    done = run(config, out)
-    assert done.returncode == 0, done.stderr
-    assert "Table 2. Test accuracy" in done.stdout
-    assert (out / "results.csv").read_bytes() == before
-    changed = {path.name for path, then in files.items() if path.stat().st_mtime_ns != then}
-    assert changed <= {"study.log", ".lock", "wall.json"}
-    assert time.monotonic() - started < 60
-
-
-@pytest.mark.parametrize(
-    ("section", "change", "expected"),
-    [
-        ("finetune", {"epochs": 3}, {"finetune": 12}),
-        ("adapt", {"epochs": 3}, {"adapt": 6, "finetune": 6}),
-        ("pretrain", {"text_epochs": 2}, {"pretrain": 2, "adapt": 6, "finetune": 12}),
-        (None, {"split_seed": 1}, {"catalogue": 1, "adapt": 6, "finetune": 12}),
-        (None, {"seeds": [0, 1, 2]}, {"adapt": 3, "finetune": 6}),
-    ],
-)
-def test_only_what_a_setting_touches_runs_again(section, change, expected, config, out, tmp_path):
-    raw = yaml.safe_load(config.read_text())
-    (raw if section is None else raw[section]).update(change)
-    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(raw))
-    jobs = planned(tmp_path / "changed.yaml", out)
-    assert {rule: jobs.get(rule, 0) for rule in ("results", "report")} == {"results": 1, "report": 1}
-    training = ("pretrain", "catalogue", "adapt", "finetune")
-    assert {rule: jobs[rule] for rule in training if rule in jobs} == expected
-
-
-# --- mistakes
+# --- mistakes, and kill -9
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw["finetune"].update(epoch=raw["finetune"].pop("epochs")), r"did you mean 'epochs'\?"),
-        (lambda raw: raw.update(methods=["origin", "simsce"]), r"no method 'simsce'; did you mean 'simcse'\?"),
-        (lambda raw: raw["datasets"].update(mine={"source": "table", "table": "absent.csv"}), r"absent\.csv"),
+        ({"finetune": {"epoch": 3}}, r"did you mean 'epochs'\?"),
+        ({"methods": ["origin", "simsce"]}, r"no method 'simsce'; did you mean 'simcse'\?"),
+        ({"datasets": {"mine": {"source": "table", "table": "absent.csv"}}}, r"absent\.csv"),
     ],
 )
-def test_a_mistake_in_the_file_stops_with_one_sentence(change, message, config, tmp_path):
-    raw = yaml.safe_load(config.read_text())
-    change(raw)
-    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(raw))
-    done = run(tmp_path / "wrong.yaml", tmp_path / "out")
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert re.search(message, errors[0]), done.stderr
+def test_a_mistake_in_the_file_stops_with_one_sentence(change, message, config, tmp_path, capsys):
+    wrong = changed(config, tmp_path / "wrong.yaml", **change)
+    assert runs.main(["study", str(wrong), "--out", str(tmp_path / "out")]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert re.search(message, error)
 
 
 def test_bad_data_stops_with_a_sentence_that_names_it(config, tmp_path):
-    raw = yaml.safe_load(config.read_text())
     (tmp_path / "one.csv").write_text("title,label,image\nred lamp,lamp,\n")
-    raw["datasets"] = {"mine": {"source": "table", "table": "one.csv", "missing_image": "keep"}}
-    raw["methods"] = ["origin", "tfidf"]
-    raw["text"]["model"] = str(tmp_path)  # no pretraining to wait for
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw))
-    done = run(tmp_path / "study.yaml", tmp_path / "out")
+    data = {"mine": {"source": "table", "table": "one.csv", "missing_image": "keep"}}
+    study = {"datasets": data, "methods": ["origin", "tfidf"], "text": {"model": str(tmp_path)}}  # nothing to pretrain
+    done = run(changed(config, tmp_path / "study.yaml", **study), tmp_path / "out")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert re.search(r"logs/01_catalogue-mine\.log: .*CatalogueError: dataset mine: .*one label", done.stderr), (
-        done.stderr
-    )
-
-
-# --- kill -9
+    expected = r"logs/01_catalogue-mine\.log: .*CatalogueError: dataset mine: .*nothing to categorize"
+    assert re.search(expected, done.stderr), done.stderr
 
 
 def test_killed_study_is_finished_by_the_same_command(config, out, tmp_path):
-    """Ten kills: `python tests/kill_study.py config/smoke.yaml`."""
-    longest = 0.8 * json.loads((out / "wall.json").read_text())["seconds"]
-    assert len(kill_often(config, tmp_path, out, kills=4, seed=1, longest=longest)) == 4
+    """With two methods, on towers that are there. Ten kills of all of it: tests/system/kill_study.py."""
+    methods, reference = ["origin", "tfidf"], tmp_path / "undisturbed"
+    for method in methods:
+        shutil.copytree(out / "predictions/beauty" / method, reference / "predictions/beauty" / method)
+    results = pd.read_csv(out / "results.csv", dtype=str, keep_default_na=False)
+    results[results.method.isin(methods)].to_csv(reference / "results.csv", index=False)
+    assert len(numbers(reference)) > 1000
+    few, longest = changed(config, tmp_path / "few.yaml", methods=methods), json.loads((out / "wall.json").read_text())
+    made = ("0[2-5]_*", "pieces", "records", "predictions", "classifiers", "figures", "results.csv")
+    shutil.copytree(out, tmp_path / "run0", ignore=shutil.ignore_patterns(*made))
+    assert len(kill_often(few, tmp_path, reference, kills=2, seed=1, longest=0.2 * longest["seconds"])) == 2

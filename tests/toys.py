@@ -1,5 +1,7 @@
 """Models and a catalogue so small that a training step takes milliseconds."""
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,17 @@ import pandas as pd
 
 from icssl_lib.catalogue import Catalogue, split_hash
 from icssl_lib.config import Study
-from icssl_lib.images import ImageStore
 
 COLOURS = {"mug": (200, 30, 30), "lamp": (30, 200, 30), "rug": (30, 30, 200), "vase": (200, 200, 30)}
 BRANDS = ["alma", "bora", "cira", "dena", "eris", "fola", "gira", "hava"]
 SIZE = 32  # side of the pictures, in pixels
+
+
+def huge_png(side: int) -> bytes:
+    """The beginning of a 1-bit PNG of side x side: its header, which is all that may be read of so large a picture."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    body = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + body + struct.pack(">I", 9999) + b"IDAT" + bytes(99)
 
 
 def save_text(folder: Path, **options: Any) -> Path:
@@ -63,7 +71,7 @@ def catalogue(folder: Path, n: int = 120, pictures: bool = True) -> Catalogue:
         pixels[products.image_row] = np.array([COLOURS[name] for name in label])[:, None, None] + noise
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "images.npy", pixels)
-        store = ImageStore(folder / "images.npy")
+        store = np.load(folder / "images.npy", mmap_mode="r")
     return Catalogue("toy", products, store, pd.DataFrame(), split_hash(products), folder)
 
 
@@ -80,3 +88,35 @@ def study(text: Path, vision: Path, /, **sections: dict[str, Any]) -> Study:
         "runtime": {"device": "cpu"},
     }
     return Study.model_validate(settings | {k: {**settings[k], **v} for k, v in sections.items()})
+
+
+def tokenizer(text: Path | str) -> Any:
+    """The tokenizer of a text folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(text)
+
+
+def run_folder(out: Path, text: Path, vision: Path, title: str | None = None) -> Study:
+    """A run folder of 120 toys: the encoder of ConVIRT; predictions by origin (all rugs) and ConVIRT (all right).
+
+    title: of the first product. Returns: its study.
+    """
+    from icssl_lib import adapt
+    from icssl_lib.catalogue import save
+    from icssl_lib.config import Run
+    from icssl_lib.runs import path_of
+    from icssl_lib.sources.raw import Report
+
+    settings = study(text, vision, adapt={"batch_size": 30}).model_copy(update={"methods": ["origin", "convirt"]})
+    toy, run = catalogue(out / "catalogues" / "toy"), Run("toy", "convirt", 0)
+    toy.products.loc[0, "title"] = title or toy.products["title"][0]
+    save("toy", toy.products, Report().frame(), toy.folder)
+    adapt.save(adapt.adapt(run, toy, settings, progress=False), path_of(out, "encoders", run))
+    test = toy.part("test")[["id", "label"]]
+    for method, guess in (("origin", "rug"), ("convirt", test["label"])):
+        path = path_of(out, "predictions", Run("toy", method, 0)).with_suffix(".parquet")
+        path.parent.mkdir(parents=True)
+        parts = [test.assign(fraction=f, predicted=p) for f, p in ((0.2, "mug"), (1.0, guess))]
+        pd.concat(parts).sample(frac=1, random_state=0).to_parquet(path)
+    return settings

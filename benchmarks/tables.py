@@ -1,0 +1,145 @@
+"""Tables of the documents: each function prints Markdown made of a file in ``figures/``. `make docs` runs them."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from icssl_lib import metrics
+
+FIGURES = Path(__file__).resolve().parent.parent / "figures"
+STARS = "Means over the data sets; * marks p < 0.05 by Holm over the fractions of a row."
+
+
+def table2(study: str) -> None:
+    """Accuracies and the paper's, as text."""
+    print(f"```text\n{metrics.format_table2(pd.read_csv(FIGURES / study / 'results.csv'))}\n```")
+
+
+def text(path: str) -> None:
+    """A file as it is."""
+    print(f"```text\n{(FIGURES / path).read_text(encoding='utf-8').rstrip()}\n```")
+
+
+def columns(path: str, **only: str) -> None:
+    """A table of few rows, each of them a column; ``only``: the rows with these values, whose columns are left out."""
+    frame = pd.read_csv(FIGURES / path, dtype=str, keep_default_na=False)
+    for name, value in only.items():
+        frame = frame[frame[name] == value].drop(columns=name)
+    lines = [f"| {name.replace('_', ' ')} | {' | '.join(frame[name])} |" for name in frame]
+    print("\n".join([lines[0], "|---" * (1 + len(frame)) + "|", *lines[1:]]))
+
+
+def by_fraction(rows: pd.DataFrame, heads: dict[str, str]) -> None:
+    """The texts in column ``shown``: a row per ``heads`` (column: its title), a column per fraction of Train."""
+    fractions = sorted(rows["fraction"].unique())
+    titles = [*heads.values(), *(f"{f:.0%}" for f in fractions)]
+    print("|" + "".join(f" {title} |" if title else " |" for title in titles))
+    print("|---" * len(titles) + "|")
+    for key, group in rows.groupby(list(heads), sort=False):
+        named = zip(heads, key, strict=True)
+        names = [metrics.method_name(k) if c in ("method", "against", "dual", "of") else k for c, k in named]
+        print(f"| {' | '.join([*names, *group.set_index('fraction')['shown'].reindex(fractions, fill_value='')])} |")
+
+
+def intervals(path: str, value: str, form: str = "+.3f", where: str = "fraction > 0", **heads: str) -> None:
+    """``value`` [low, high] of the rows ``where``, for each data set and method; a dash where it is not defined."""
+    rows = pd.read_csv(FIGURES / path).query(where)
+    cells = rows[[value, "low", "high"]].itertuples(index=False)
+    shown = ["–" if x != x else f"{x:{form}} [{low:{form}}, {high:{form}}]" for x, low, high in cells]
+    by_fraction(rows.assign(shown=shown), heads or {"dataset": "", "method": ""})
+
+
+def walls(*studies: str) -> None:
+    """How long studies took, and where."""
+    print("| study | minutes | cores | GB, at most |\n|---|---|---|---|")
+    for study in studies:
+        of = json.loads((FIGURES / study / "wall.json").read_text())
+        memory = of.get("peak_memory_gb", of.get("largest_process_gb"))
+        cores = f"{of['cores']} of {of['machine']['cpu']} ({of['machine']['device']})"
+        print(f"| {study} | {of['seconds'] / 60:.1f} | {cores} | {memory:.1f} |")
+
+
+def recall(study: str, k: int = 10) -> None:
+    """How many titles find their picture among k, and pictures their title: range over seeds, of Dev."""
+    paths = sorted((FIGURES / study).glob("*_recall.csv"))
+    rows = pd.concat([pd.read_csv(path) for path in paths], ignore_index=True).query("k == @k")
+    print("| | | title to picture | picture to title | chance |\n|---|---|---|---|---|")
+    for (dataset, method), group in rows.groupby(["dataset", "method"]):
+        found = group.groupby("direction")["recall"].agg(["min", "max"])
+        ways = [f"{low:.2f} to {high:.2f}" for low, high in found.loc[["title to picture", "picture to title"]].values]
+        print(f"| {dataset} | {metrics.method_name(method)} | {' | '.join(ways)} | {group['chance'].iloc[0]:.3f} |")
+
+
+def compare(study: str) -> None:
+    """The baseline's accuracy over all datasets, and each method's less it."""
+    rows = pd.read_csv(FIGURES / study / "compare.csv").query("metric == 'accuracy' and dataset == 'all'")
+    baseline = rows["against"].iloc[0]
+    own = pd.read_csv(FIGURES / study / "results.csv").query("method == @baseline")
+    own = own.groupby("fraction")["accuracy"].mean().map("{:.3f}".format).rename("shown").reset_index()
+    rows = rows[rows["against"] == baseline].assign(shown=metrics.starred)
+    by_fraction(pd.concat([own.assign(method=baseline, against=""), rows]), {"method": "method", "against": "less"})
+    print(f"\n{STARS}")
+
+
+def recommended(study: str) -> None:
+    """What is recommended less ConVIRT, itself without TF-IDF, its controls and the best that sees pictures; over all
+    datasets, with the stars of `compare`."""
+    others = ["convirt", "self_trained_names", "recommended_shuffled", "recommended_origin", "dual_convirt"]
+    rows = pd.read_csv(FIGURES / study / "compare.csv").query("metric == 'accuracy' and against == 'recommended'")
+    rows = rows[rows["method"].isin(others) & (rows["dataset"] == "all")]
+    rows = rows.assign(difference=-rows["difference"], low=-rows["high"], high=-rows["low"])
+    by_fraction(rows.assign(shown=metrics.starred(rows)), {"against": "", "method": "less"})
+
+
+def ablations(study: str) -> None:
+    """Changed settings over all datasets: accuracy less that of the method with the study's own value."""
+    table = pd.read_csv(FIGURES / study / "ablations.csv", dtype=str, keep_default_na=False)  # "None", "0.10": texts
+    rows = table.query("metric == 'accuracy' and dataset == 'all'")
+    numbers = rows[["fraction", "difference", "low", "high", "p", "p_holm"]].apply(pd.to_numeric)
+    rows = rows.assign(**numbers, value=rows["value"] + " (" + rows["reference"] + ")")
+    of_all = metrics.holm(rows["p"])  # of the p that no correction has touched yet
+    shown = [cell + "*" * bool(p < 0.05) for cell, p in zip(metrics.starred(rows), of_all, strict=True)]
+    by_fraction(rows.assign(shown=shown), {"of": "method", "setting": "setting", "value": "value (study's)"})
+    # A bootstrap's p is no smaller than its resamples allow, which over many cells may be too much.
+    cells = "cells of this table"
+    print(f"\n{STARS} {f'** over all {cells} too' if of_all.min() < 0.05 else f'None is below over all {cells}'}.")
+
+
+def deployment(study: str) -> None:
+    """What an answer costs, and what the exports do to accuracy."""
+    cost = pd.read_csv(FIGURES / study / "cost.csv").query("batch == 1")
+    onnx = pd.read_csv(FIGURES / study / "onnx.csv")
+    heads = "design | device | p50 / p99 ms | products/s | peak MB | weights MB | bytes a request | GFLOP"
+    print(f"| {heads} |\n{'|---' * 8}|")
+    for r in cost.itertuples():
+        times = f"{r.design} | {r.device} | {r.p50_ms:.3g} / {r.p99_ms:.3g} | {r.items_per_s:,.0f}"
+        print(f"| {times} | {r.peak_mb:,.0f} | {r.model_mb:.2f} | {r.bytes_per_request:,.0f} | {r.gflops:.4f} |")
+    exported = f"Exports of `{onnx.method[0]}` on {onnx.products[0]} products of Dev"
+    same = [f"{r.design} {r.accuracy:.4f} ({r.same:.1%} of predictions as before)" for r in onnx.itertuples()]
+    print(f"\n{cost.dataset[0]}, threads: {cost.threads[0]}. {exported}: {'; '.join(same)}.")
+
+
+def speed(machine: str) -> None:
+    """What `make bench` compared on a machine."""
+    bench, about = (pd.read_csv(FIGURES / "bench" / f"{name}.csv") for name in ("bench", "machine"))
+    about = about[about["machine"] == machine]
+    print("| work | beside | ours, per s | theirs, per s | ratio | in the rounds |\n|---|---|---|---|---|---|")
+    for r in bench[bench["machine"] == machine].itertuples():
+        ours, theirs = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (r.ours_per_s, r.peer_per_s))
+        print(f"| {r.work} | {r.peer} | {ours} | {theirs} | **{r.ratio:.2f}** | {r.low:.2f} to {r.high:.2f} |")
+    shares = ", ".join(f"{r.work}: {r.share_of_ceiling:.0%}" for r in about.itertuples())
+    ceilings = sorted({f"{tflops:.3f}" for tflops in about["ceiling_tflops"]})  # one of each call
+    ceiling = f"{' to '.join(ceilings[:: max(1, len(ceilings) - 1)])} TFLOP/s by products of large square matrices"
+    print(f"\n{machine}; {ceiling}, of which ours use: {shares}.")
+
+
+def wall(study: str) -> None:
+    """How long a study took, and where."""
+    of = json.loads((FIGURES / study / "wall.json").read_text())
+    where = f"{of['cores']} cores of {of['machine']['cpu']} ({of['machine']['device']})"
+    if "peak_memory_gb" in of:  # of all processes at once, as earlier runs counted it
+        memory = f"at most {of['peak_memory_gb']:.1f} GB"
+    else:
+        memory = f"the largest process had {of['largest_process_gb']:.1f} GB"
+    print(f"{of['seconds'] / 60:.1f} minutes on {where}, {memory}, torch {of['machine']['torch']}.")

@@ -1,0 +1,111 @@
+"""Remedies and alternatives beside the paper: wrong labels, rare classes, unlabelled titles, masked words."""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+from transformers import AutoModelForMaskedLM
+from transformers.modeling_outputs import BaseModelOutput
+
+from icssl_lib.encoders import Batch, ModelError, explained, logits
+
+
+def flipped(label: pd.Series, labels: list[str], share: float, seed: int) -> pd.Series:
+    """Symmetric noise: each label (N,) is, with probability ``share``, another one of ``labels``, drawn uniformly, by
+    seed and position alone: all methods, and nested fractions, get the same wrong labels."""
+    at = pd.Index(labels).get_indexer(label)
+    wrong = np.random.default_rng([seed, 3]).random(len(label)) < share
+    step = np.random.default_rng([seed, 4]).integers(1, len(labels), len(label))
+    return pd.Series(np.array(labels, dtype=object)[np.where(wrong, (at + step) % len(labels), at)], label.index)
+
+
+def balanced(target: Tensor, generator: torch.Generator) -> Tensor:
+    """As many rows as ``target`` (N,) has, drawn so that each class comes as often as any other that is there."""
+    weight = 1 / target.bincount()[target].double()
+    return torch.multinomial(weight, len(target), True, generator=generator)
+
+
+def second_stage(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, begun: list[bool]) -> None:
+    """Decoupled training (Kang et al., 2020, their cRT): from here on a fresh last layer trains alone. ``begun`` goes
+    into checkpoints; it is empty until the layer has been drawn."""
+    model.requires_grad_(False)
+    model.classifier.requires_grad_(True)
+    if begun:
+        return
+    begun.append(True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # the same fresh weights in all processes
+        for module in model.classifier.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    for parameter in model.classifier.parameters():
+        optimizer.state.pop(parameter, None)
+
+
+def uda(model: nn.Module, tokens: Batch, tokenizer, share: float = 0.3) -> Tensor:
+    """Unsupervised data augmentation (Xie et al., 2020): tokens (N, T) and the same with a ``share`` of the words
+    replaced by others of the batch are of one class. The mean divergence KL(p || q), in nats, of the noisy titles'
+    classes q from the clean ones' p, which is sharpened (temperature 0.4), takes no gradient, and counts where its
+    surest class has at least 0.5 (their settings where classes are many)."""
+    ids, words = tokens["input_ids"], tokens["attention_mask"].bool()
+    words = words & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+    with torch.no_grad():
+        clean = logits(model, tokens).float()
+        sure = clean.softmax(-1).amax(-1) >= 0.5
+        target = (clean / 0.4).log_softmax(-1)  # (N, C)
+    pool = ids[words]
+    if not len(pool):
+        return clean.sum() * 0
+    drawn = pool[torch.randint(len(pool), ids.shape, device=ids.device)]
+    noisy = torch.where(words & (torch.rand(ids.shape, device=ids.device) < share), drawn, ids)
+    predicted = logits(model, tokens | {"input_ids": noisy}).float().log_softmax(-1)
+    return (kl_div(predicted, target, reduction="none", log_target=True).sum(-1) * sure).mean()
+
+
+def hide_words(ids: Tensor, words: Tensor, mask_id: int, vocabulary: int, share: float = 0.15) -> tuple[Tensor, Tensor]:
+    """Draw a ``share`` of the words: 80% of them become the mask, 10% any id below ``vocabulary``, 10% stay (Devlin et
+    al., 2019). words: bool (N, T). Returns: ids to read, and the words chosen, (N, T) each."""
+    chosen, fate = (torch.rand(ids.shape, device=ids.device) for _ in range(2))
+    chosen = words & (chosen < share)
+    read = torch.where(chosen & (fate < 0.8), mask_id, ids)
+    return torch.where(chosen & (fate >= 0.9), torch.randint_like(ids, vocabulary), read), chosen
+
+
+class _HandsOn(nn.Module):
+    """In the place of a transformers encoder: its hidden states are those that it is given."""
+
+    def forward(self, *_: None, inputs_embeds: Tensor, **__: None):
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
+
+
+class MaskedWords(nn.Module):
+    """Guesses hidden words of titles (Devlin et al., 2019) with the text tower's encoder, which is no part of it, and a
+    masked language model's head, tied to the encoder's embeddings where the model's was. Call: tokens (N, T) -> (N, 2):
+    the summed cross-entropy, in nats, of a title's hidden words, and how many they are."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, tokenizer) -> None:
+        super().__init__()
+        setattr(head, head.base_model_prefix, encoder)
+        head.tie_weights()
+        setattr(head, head.base_model_prefix, _HandsOn())
+        self.head, self._encoder, self.mask_id = head, [encoder], tokenizer.mask_token_id
+        self.vocabulary = min(len(tokenizer), head.config.vocab_size)
+        self.register_buffer("special", torch.tensor(tokenizer.all_special_ids), persistent=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        words = attention_mask.bool() & ~torch.isin(input_ids, self.special)
+        read, chosen = hide_words(input_ids, words, self.mask_id, self.vocabulary)
+        hidden = self._encoder[0](input_ids=read, attention_mask=attention_mask).last_hidden_state
+        logits = self.head(inputs_embeds=hidden[chosen][None]).logits[0]  # of hidden words alone: (M, vocabulary)
+        each = nn.functional.cross_entropy(logits.float(), input_ids[chosen], reduction="none")  # (M,)
+        nats = each.new_zeros(len(input_ids)).index_add(0, chosen.nonzero()[:, 0], each)
+        return torch.stack([nats, chosen.sum(dim=1).to(nats.dtype)], dim=1)
+
+
+def load_words(model: str, encoder: nn.Module, tokenizer) -> MaskedWords:
+    """With the head of a hub name or folder, or a fresh one. Raises: ModelError: no such head, or no mask token."""
+    if tokenizer.mask_token_id is None:
+        raise ModelError(f"text.model: the tokenizer of '{model}' has no mask token, which masked language models need")
+    with explained(f"text.model: '{model}' cannot be a masked language model"):
+        return MaskedWords(encoder, AutoModelForMaskedLM.from_pretrained(model, dtype=torch.float32), tokenizer)

@@ -1,0 +1,103 @@
+"""How the study's figures look, and what their panels share.
+
+Methods differ by colour (colour-blind safe), marker and line, so that a grey print can be read as well.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from icssl_lib.methods import METHODS
+from icssl_lib.metrics import method_name
+
+PALETTE = sns.color_palette("colorblind").as_hex()
+LOOKS = [
+    {"color": PALETTE[0], "marker": "o", "linestyle": "-"},
+    {"color": PALETTE[1], "marker": "s", "linestyle": "--"},
+    {"color": PALETTE[2], "marker": "D", "linestyle": "-", "linewidth": 2.4},
+    {"color": PALETTE[3], "marker": "X", "linestyle": ":"},
+    {"color": PALETTE[4], "marker": "^", "linestyle": "-."},
+    {"color": PALETTE[5], "marker": "v", "linestyle": (0, (5, 1))},
+    {"color": "#444444", "marker": "P", "linestyle": (0, (1, 1))},
+]
+FILLS = ("full", "none", "left", "top")  # of markers, for more methods than looks
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.markersize": 5,
+    "svg.hashsalt": "icssl",  # the same numbers give the same file
+}
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw a table in the study's style, an empty one as a line that says so, and leave matplotlib's settings alone."""
+
+    @functools.wraps(draw)
+    def styled(table: pd.DataFrame, *args: object, **options: object) -> Figure:
+        with mpl.rc_context(STYLE | {"text.parse_math": False}):  # titles and labels are a catalogue's, with any $
+            fig = draw(table, *args, **options) if len(table) else plt.figure(figsize=(4.5, 0.6))
+            if not len(table):
+                fig.suptitle("nothing to compare")
+                fig.add_subplot().axis("off")  # a notebook shows no figure without axes
+            interactive = mpl.is_interactive()
+        # A notebook's backend turns this on with the first figure; reset, no later figure would be shown.
+        mpl.interactive(interactive)
+        return fig
+
+    return styled
+
+
+def grid(rows: int, columns: int, size: tuple[float, float], **options: object) -> tuple[Figure, np.ndarray]:
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+
+
+def panels(columns: Sequence[str], rows: int = 1, width: float = 3.4, **options: object) -> tuple[Figure, np.ndarray]:
+    return grid(rows, len(columns), (max(4.5, width * len(columns)), 0.6 + 2.5 * rows), **options)
+
+
+def looks_of(methods: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Label, colour, marker and line of each method: fixed for the registry's, for a variant one that is left."""
+    numbers = {method: list(METHODS).index(method) for method in methods if method in METHODS}
+    left = (i for i in itertools.count(1) if i not in numbers.values())  # the first is the baseline's alone
+    looks = {}
+    for method in methods:
+        turn, i = divmod(numbers[method] if method in METHODS else next(left), len(LOOKS))
+        line, colour = (LOOKS[(i + shift) % len(LOOKS)] for shift in (turn, 3 * turn))
+        shown = {"linestyle": line["linestyle"], "color": colour["color"], "fillstyle": FILLS[turn % len(FILLS)]}
+        looks[method] = LOOKS[i] | shown | {"label": method_name(method)}
+    return looks
+
+
+def dots(ax: Axes, table: pd.DataFrame, key: str, ticks: Sequence, value: str, methods: Sequence[str]) -> None:
+    """A value with its interval, low to high, at each tick: the methods side by side."""
+    for i, (method, look) in enumerate(looks_of(methods).items()):
+        rows = table[table["method"] == method].set_index(key).reindex(ticks)
+        x = np.arange(len(ticks)) + 0.7 * (i - (len(methods) - 1) / 2) / len(methods)
+        error = np.nan_to_num([rows[value] - rows["low"], rows["high"] - rows[value]])
+        ax.errorbar(x, rows[value], error, capsize=2, elinewidth=1, **look | {"linestyle": ""})
+    ax.set(xticks=range(len(ticks)), xticklabels=ticks, xlim=(-0.5, len(ticks) - 0.5))
+
+
+def legend(fig: Figure, axes: np.ndarray) -> Figure:
+    """One legend below all panels."""
+    entries = {}
+    for ax in axes.flat:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    columns = max(1, int(fig.get_figwidth() / (0.8 + 0.08 * max(map(len, entries), default=0))))  # inches of an entry
+    fig.set_figheight(fig.get_figheight() + 0.18 * max(0, -(-len(entries) // columns) - 2))
+    place = {"loc": "outside lower center", "ncols": columns}
+    fig.legend(entries.values(), entries, frameon=False, handlelength=3.2, **place)
+    return fig

@@ -1,0 +1,61 @@
+"""Predictions and run folders with numbers that are drawn: nothing is trained."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from icssl_lib import metrics, report
+from icssl_lib.catalogue import ingest
+from icssl_lib.config import Run, Study
+from icssl_lib.runs import path_of
+
+METHODS = {"origin": 0.4, "simcse": 0.4, "convirt": 0.7, "tfidf": 0.5}  # with the share of items each gets right
+
+
+def predictions(label, by_method, dataset="d", fraction=0.05):
+    """Predictions as the run stores them; ``by_method``: method -> one list of predictions per seed."""
+    ids = [f"i{k:04d}" for k in range(len(label))]
+    frames = [
+        pd.DataFrame({"id": ids, "label": label, "predicted": predicted}).assign(method=method, seed=seed)
+        for method, seeds in by_method.items()
+        for seed, predicted in enumerate(seeds)
+    ]
+    return pd.concat(frames, ignore_index=True).assign(dataset=dataset, fraction=fraction)
+
+
+def run_folder(study: Study, out: Path, methods: dict[str, float] = METHODS) -> None:
+    """Fill a run folder of the dataset beauty with numbers that are drawn."""
+    rng = np.random.default_rng(0)
+    folder = out / "catalogues" / "beauty"
+    catalogue = ingest("beauty", study.datasets["beauty"], 32, study.split_seed, folder, progress=False)
+    test = catalogue.part("test")
+    head, tail = report.heads_and_tails(out, ["beauty"])["beauty"]
+    rows = []
+    for method, right in methods.items():
+        for seed in study.seeds:
+            keys, frames = {"dataset": "beauty", "method": method, "seed": seed}, []
+            for fraction in study.finetune.fractions:
+                hit = rng.random(len(test)) < right * (0.7 + 0.3 * fraction)
+                guess = rng.choice(catalogue.labels, len(test))
+                predicted = np.where(hit, test["label"].to_numpy(str), guess)
+                frame = test[["id", "label"]].assign(predicted=predicted, confidence=0.5, fraction=fraction, **keys)
+                frames.append(frame)
+                scores = metrics.scores(frame["label"], predicted, head, tail)
+                rows.append(keys | scores | {"fraction": fraction, "n_train": 9, "split_hash": "0", "seconds": 1.0})
+            path = path_of(out, "predictions", Run(**keys)).with_suffix(".parquet")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pd.concat(frames).to_parquet(path)
+            path = path_of(out, "records", Run(**keys)).with_suffix(".json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"machine": {"cpu": "Abacus <9000>", "cores": 4}}))
+            if method in ("simcse", "convirt"):
+                path = path_of(out, "encoders", Run(**keys))
+                path.mkdir(parents=True)
+                steps = np.arange(200)
+                history = pd.DataFrame({"step": steps, "epoch": 0, "loss": 3 - steps / 100, "seconds": steps})
+                history.to_csv(path / "history.csv", index=False)
+                space = [("title uniformity", "before", -1.0), ("title uniformity", "after", -2.0)]
+                pd.DataFrame(space, columns=["measure", "when", "value"]).to_csv(path / "space.csv", index=False)
+    pd.DataFrame(rows).to_csv(out / "results.csv", index=False)

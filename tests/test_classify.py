@@ -1,0 +1,283 @@
+"""Classifiers on toys: the same labels for every method, Test read once, folders that anyone can load."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import toys
+from transformers import pipeline
+
+from icssl_lib import classify, recommended
+from icssl_lib.adapt import adapt, plain_step, save
+from icssl_lib.baselines import vote
+from icssl_lib.classify import Classified
+from icssl_lib.config import Run
+from icssl_lib.encoders import load_vision, nearest_rows
+from icssl_lib.fast.processes import make_accelerator
+from icssl_lib.finetune import Products, Start, build, fit, train
+from icssl_lib.methods import METHODS
+
+
+@pytest.fixture
+def study(tiny_text, tiny_vision):
+    return toys.study(tiny_text, tiny_vision)
+
+
+@pytest.fixture
+def run(study):
+    """``run(method, catalogue, fraction, seed, keep, **finetune)``: a classifier's reading."""
+
+    def read(method, catalogue, fraction=1.0, seed=0, keep=None, start=None, **settings) -> Classified:
+        own = study.model_copy(update={"finetune": study.finetune.model_copy(update=settings)})
+        start = start or Start(study.text.model, study.vision)
+        return classify.classify(Run("toy", method, seed), fraction, catalogue, own, start, keep)
+
+    return read
+
+
+def changed(catalogue, rows, column, values):
+    products = catalogue.products.copy()
+    products.loc[rows, column] = values
+    return dataclasses.replace(catalogue, products=products)
+
+
+def relabelled(catalogue, part, labels):
+    return changed(catalogue, catalogue.products.part == part, "label", labels)
+
+
+def named_by_title(catalogue) -> np.ndarray:
+    return catalogue.part("test").title.str.contains("|".join(toys.COLOURS)).to_numpy()  # the others cannot be known
+
+
+def test_a_smaller_fraction_is_part_of_a_larger_one(toy, run):
+    assert [run("tfidf", toy, fraction).n_train for fraction in (0.2, 1.0)] == [6, 30]
+    few, whole = (list(classify.train_subset(toy.part("train"), fraction, 0).id) for fraction in (0.2, 1.0))
+    assert whole[:6] == few
+
+
+def test_predictions_hold_what_the_records_need(toy, run):
+    read, test = run("origin", toy), toy.part("test")
+    assert list(read.predictions.columns) == ["id", "label", "predicted", "confidence"]
+    pd.testing.assert_frame_equal(read.predictions[["id", "label"]], test[["id", "label"]].reset_index(drop=True))
+    assert read.predictions.confidence.between(1 / len(toy.labels) - 1e-6, 1).all()
+    metrics = ["accuracy", "macro_f1", "head_macro_f1", "tail_macro_f1"]
+    assert list(read.scores(toy)) == ["n_train", *metrics, "dev_accuracy", "test_readings"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_reads_test_once_and_no_label_of_it_or_of_the_ssl_part(method, toy, run):
+    read = run(method, toy)
+    blind = relabelled(relabelled(toy, "test", "mug"), "ssl", "mug")
+    again = run(method, blind).predictions
+    assert read.test_readings == 1
+    pd.testing.assert_frame_equal(again.drop(columns="label"), read.predictions.drop(columns="label"))
+
+
+def test_train_is_a_plain_loop_over_its_batches(study, toy):
+    weights, products = [], toy.part("train")
+    target = torch.tensor(pd.Index(toy.labels).get_indexer(products.label))
+    shown = Products(products, toys.tokenizer(study.text.model), 8, None)
+    batches = [(0, shown.batch(rows) | {"target": target[rows]}) for rows in torch.arange(30).split(15)]
+    step = partial(plain_step, accelerator=make_accelerator(study.runtime))
+
+    def loss_fn(model, batch):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return torch.nn.functional.cross_entropy(logits, batch["target"])
+
+    for own in (False, True):
+        torch.manual_seed(0)
+        model = build("finetune", Start(study.text.model), toy.labels, study).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        for _, batch in batches if own else ():
+            loss_fn(model, batch).backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        if not own:
+            train(model, batches, loss_fn, optimizer, schedule, step)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("method", ["origin", "dual_late", "recommended"])
+def test_a_seed_gives_the_same_predictions(method, toy, run):
+    one, same, other = (run(method, toy, seed=seed).predictions for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(one, same)
+    assert not one.confidence.equals(other.confidence)
+
+
+@pytest.mark.parametrize("method", ["origin", "tfidf"])
+def test_it_learns(method, toy, run):
+    read, named = run(method, toy, epochs=40, lr=3e-3).predictions, named_by_title(toy)
+    assert named.sum() >= 5
+    assert (read.label == read.predicted)[named].mean() >= 0.8
+
+
+def test_labels_absent_from_train_count_in_the_tail(toy):
+    """Test: 6 mugs (head), 4 lamps (tail), 5 chairs that Train never saw; by hand, all predicted mug but two lamps."""
+    n = len(toy.part("train"))
+    catalogue = relabelled(toy, "train", ["mug"] * (n - 3) + ["lamp"] * 3)
+    label, predicted = ["mug"] * 6 + ["lamp"] * 4 + ["chair"] * 5, ["mug"] * 6 + ["lamp"] * 2 + ["mug"] * 7
+    table = pd.DataFrame({"id": range(15), "label": label, "predicted": predicted, "confidence": 1.0})
+    scores = Classified(table, n, 0.0, 1).scores(catalogue)
+    mug, lamp, chair = 2 * 6 / (6 + 13), 2 * 2 / (4 + 2), 0.0
+    assert scores["accuracy"] == pytest.approx(8 / 15)
+    assert scores["macro_f1"] == pytest.approx((mug + lamp + chair) / 3)
+    assert scores["head_macro_f1"] == pytest.approx(mug)
+    assert scores["tail_macro_f1"] == pytest.approx((lamp + chair) / 2)
+
+
+def test_a_loss_that_is_not_finite_stops(toy, run):
+    with pytest.raises(FloatingPointError, match=r"lower finetune\.lr"):
+        run("origin", toy, lr=1e30)
+
+
+def test_the_mean_head_is_another_classifier_that_works(toy, run):
+    read, usual = (run("origin", toy, head=head).predictions for head in ("mean", "transformers"))
+    assert set(read.predicted) <= set(toy.labels)
+    assert not read.confidence.equals(usual.confidence)
+
+
+def test_a_single_class_is_the_answer_to_all(toy, run):
+    one = run("tfidf", relabelled(toy, "train", "mug")).predictions
+    assert set(one.predicted) == {"mug"}
+    assert (one.confidence == 1).all()
+
+
+FRESH = """
+import json, sys
+sys.modules["icssl_lib"] = None  # importing it raises ImportError
+from transformers import pipeline
+folder, titles = json.load(sys.stdin)
+classify = pipeline("text-classification", model=folder, device="cpu")
+json.dump([classify(titles, truncation=True), classify.model.config.id2label], sys.stdout)
+"""
+
+
+def test_a_kept_classifier_predicts_the_same_in_a_process_without_this_library(toy, run, tmp_path):
+    last = toy.products.index[toy.products.part == "test"][-1]
+    catalogue = changed(toy, last, "title", "alma mug " * 20)  # longer than max_tokens
+    expected = run("origin", catalogue, keep=tmp_path / "kept").predictions
+    request = json.dumps([str(tmp_path / "kept"), list(catalogue.part("test").title)])
+    command = [sys.executable, "-I", "-c", FRESH]
+    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answers, names = json.loads(done.stdout)
+    assert list(names.values()) == catalogue.labels
+    assert [answer["label"] for answer in answers] == list(expected.predicted)
+    assert [answer["score"] for answer in answers] == pytest.approx(list(expected.confidence), abs=1e-4)
+
+
+def test_nearest_rows_and_votes_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    query, known = rng.normal(size=(30, 6)) + 0.5, rng.normal(size=(40, 6)) + 0.5
+    label = rng.integers(0, 4, 40)
+    for k in (1, 5, 99):
+        cosines, rows = nearest_rows(torch.tensor(query), torch.tensor(known), k)
+        found = vote(*(torch.tensor(x) for x in (query, known, label)), 4, k).numpy()
+        for i, q in enumerate(query):
+            cosine = [q @ x / np.sqrt(q @ q * (x @ x)) for x in known]
+            nearest = sorted(range(40), key=lambda i: -cosine[i])[:k]
+            assert rows[i].tolist() == nearest
+            assert cosines[i].tolist() == pytest.approx([cosine[i] for i in nearest])
+            votes = [sum(max(cosine[i], 1e-6) for i in nearest if label[i] == c) for c in range(4)]
+            assert found[i] == pytest.approx(np.array(votes) / sum(votes))
+    known = torch.tensor(known)
+    assert not (nearest_rows(known, known, 3, skip_self=True)[1] == torch.arange(40)[:, None]).any()
+    near, tie = torch.tensor([[1.0, 0], [0.1, 1], [0.1, -1]]), torch.tensor([[1.0, 0]])
+    assert vote(tie, near, torch.tensor([1, 0, 0]), 2, 3).argmax() == 1  # a near vote outweighs two far ones
+    assert vote(tie, near[[0, 0]], torch.tensor([1, 0]), 2, 5).argmax() == 0
+
+
+def test_a_picture_classifier_learns_from_pictures_and_titles_change_nothing(toy, run):
+    expected = run("image", toy, epochs=12).predictions
+    assert (expected.label == expected.predicted).mean() > 0.7
+    titles = np.random.default_rng(0).permutation(toy.products.title)
+    shuffled = dataclasses.replace(toy, products=toy.products.assign(title=titles))
+    pd.testing.assert_frame_equal(run("image", shuffled, epochs=12).predictions, expected)
+
+
+def test_products_without_a_picture_get_the_most_frequent_class(toy, run):
+    some = changed(toy, toy.products.index % 3 == 0, "image_row", -1)
+    absent, train = (some.part("test").image_row < 0).to_numpy(), some.part("train").label
+    usual = train.value_counts().sort_index().idxmax()
+    read = run("image", some)
+    assert read.n_train == len(train)
+    assert set(read.predictions.predicted[absent]) == {usual}
+    assert read.predictions.confidence[absent].tolist() == pytest.approx([(train == usual).mean()] * absent.sum(), 1e-5)
+    none = changed(toy, toy.products.part == "train", "image_row", -1)
+    assert set(run("image", none).predictions.predicted) == {usual}
+    pd.testing.assert_frame_equal(run("dual_late", none).predictions, run("origin", none).predictions)
+
+
+@pytest.mark.parametrize("method", ["image", "dual_late", "dual_joint"])
+def test_a_catalogue_without_pictures_is_refused(method, toy, run):
+    bare = dataclasses.replace(toy, products=toy.products.assign(image_row=-1), images=None)
+    with pytest.raises(ValueError, match=f"toy has no pictures; '{method}' needs them"):
+        run(method, bare)
+
+
+def test_late_fusion_says_what_both_of_its_classifiers_say_and_is_no_worse_on_dev(toy, run):
+    late, *alone = (run(method, toy, epochs=12) for method in ("dual_late", "origin", "image"))
+    title, image = (read.predictions.predicted for read in alone)
+    agree = title == image
+    assert agree.any()
+    assert (late.predictions.predicted[agree] == title[agree]).all()
+    assert late.dev_accuracy >= max(read.dev_accuracy for read in alone)  # weights 0 and 1 were tried
+
+
+def test_joint_fusion_trains_all_weights_and_reads_zeros_for_no_picture(toy, study, tiny_text):
+    model = build("joint", Start(str(tiny_text), study.vision), toy.labels, study)
+    products = Products(changed(toy, [0], "image_row", -1).products, toys.tokenizer(tiny_text), 8, toy.images)
+    batch = products.batch(torch.arange(6))
+    assert batch["shown"].tolist() == [False] + [True] * 5
+    model.train()(**batch).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if "pooler" not in name and "projection" not in name:
+            assert parameter.grad is not None, name
+    model.eval()
+    shown = {name: x[:1] for name, x in batch.items()}
+    other = shown | {"pixels": 255 - shown["pixels"]}
+    assert torch.equal(model(**shown), model(**other))
+
+
+def test_a_classifier_of_pictures_starts_from_the_adapted_tower(study, toy, tmp_path):
+    adapted, name = adapt(Run("toy", "convirt", 0), toy, study, progress=False), "blocks.0.mlp.fc1.weight"
+    save(adapted, tmp_path)
+    towers = tmp_path / "towers.safetensors"
+    model = build("image", Start("unused", study.vision, towers), toy.labels, study)
+    found = model.vision.backbone.state_dict()[name]
+    assert torch.equal(found, adapted.rest[f"vision.backbone.{name}"])
+    assert not torch.equal(found, load_vision(study.vision).state_dict()[name])
+
+
+def test_a_labels_name_is_one_more_title_of_its_own_and_no_label(toy, run):
+    names = recommended.named(["Gel_Nail-Polishes", "mug", "--"])
+    assert names.title.tolist() == ["Gel Nail Polishes", "mug", "--"]
+    assert names.label.tolist() == ["Gel_Nail-Polishes", "mug", "--"]
+    plain, named = run("tfidf", toy, 0.2), run("tfidf", toy, 0.2, label_names=True)
+    assert plain.n_train == named.n_train == 6
+    told = named_by_title(toy)
+    right = [(r.predictions.label == r.predictions.predicted)[told].mean() for r in (plain, named)]
+    assert right[1] > right[0]
+
+
+def test_a_student_learns_what_its_teacher_says(toy, run, tmp_path, monkeypatch):
+    """A teacher that calls everything a vase, and labels that are outnumbered."""
+    vase = np.eye(len(toy.labels))[toy.labels.index("vase")]
+
+    def fit_or_say(task, train, soft=None, **_):
+        return (lambda products: np.tile(vase, (len(products), 1))) if soft is None else fit(task, train, soft=soft)
+
+    monkeypatch.setattr(recommended, "fit", fit_or_say)
+    read = run("self_trained", toy, 0.1, keep=tmp_path / "kept", epochs=20)
+    assert (read.predictions.predicted == "vase").mean() > 0.8
+    assert pipeline("text-classification", model=str(tmp_path / "kept"))("alma 7")[0]["label"] == "vase"
+    assert (read.n_train, read.test_readings) == (3, 1)

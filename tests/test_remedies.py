@@ -1,0 +1,258 @@
+"""Wrong labels, rare classes, unlabelled titles and masked words, each against a plain version."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import toys
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, ModernBertForMaskedLM
+
+from icssl_lib.classify import classify
+from icssl_lib.config import AdaptConfig, PretrainConfig, Run
+from icssl_lib.encoders import ModelError, TextTower, Towers, load_text, tokenize
+from icssl_lib.fast.gradcache import cached
+from icssl_lib.fast.processes import make_accelerator
+from icssl_lib.fast.unpad import fast
+from icssl_lib.finetune import Start
+from icssl_lib.methods import mlm
+from icssl_lib.remedies import balanced, flipped, hide_words, load_words, second_stage, uda
+from icssl_lib.sources.synthetic.pretrain import text_shape
+
+
+@pytest.fixture
+def read(tiny_text, tiny_vision):
+    """``read(method, catalogue, **finetune)``: predictions of a classifier of the toys."""
+
+    def predictions(method, catalogue, keep=None, **settings):
+        study = toys.study(tiny_text, tiny_vision, finetune=settings)
+        start = Start(str(tiny_text), study.vision)
+        return classify(Run("toy", method, 0), 1.0, catalogue, study, start, keep).predictions
+
+    return predictions
+
+
+def test_flipped_labels_are_wrong_and_as_many_as_asked():
+    labels = ["a", "b", "c", "d"]
+    clean = pd.Series(np.random.default_rng(0).choice(labels, 20000), index=np.arange(20000)[::-1])
+    noisy = flipped(clean, labels, 0.2, 0)
+    wrong = noisy != clean
+    assert abs(wrong.mean() - 0.2) < 4 * math.sqrt(0.16 / 20000)
+    into = pd.crosstab(clean[wrong], noisy[wrong], normalize="index").to_numpy()
+    assert np.allclose(into[~np.eye(4, dtype=bool)], 1 / 3, atol=0.05)
+    assert flipped(clean, labels, 0.2, 0).equals(noisy)
+    assert flipped(clean[:500], labels, 0.2, 0).equals(noisy[:500])  # a smaller fraction has the same wrong labels
+    assert not flipped(clean, labels, 0.2, 1).equals(noisy)
+
+
+def test_noise_reaches_every_classifier_and_neither_dev_nor_test(toy, read):
+    for method in ("tfidf", "knn"):
+        clean, spoilt = read(method, toy), read(method, toy, label_noise=0.9)
+        assert clean.label.equals(spoilt.label)
+        assert not clean.predicted.equals(spoilt.predicted)
+
+
+@pytest.fixture
+def skewed(toy):
+    """The toys, seven in ten of Train's products called mug."""
+    train = toy.products["part"] == "train"
+    products = toy.products.copy()
+    products.loc[train, "label"] = ["mug"] * (train.sum() - 9) + ["lamp", "rug", "vase"] * 3
+    return dataclasses.replace(toy, products=products)
+
+
+@pytest.mark.parametrize("name", ["logit_adjusted", "class_balanced", "two_stage"])
+def test_each_remedy_is_less_sure_of_the_frequent_class(name, skewed, read):
+    called = []
+    for imbalance in (name, "none"):
+        table = read("origin", skewed, imbalance=imbalance, epochs=10)
+        called.append(((table.predicted == "mug").sum(), table.confidence[table.predicted == "mug"].mean()))
+    assert called[0] < called[1]  # less often, or as often and less surely
+
+
+def test_draws_are_balanced():
+    target = torch.tensor([0] * 90 + [2] * 10)
+    drawn = target[torch.cat([balanced(target, torch.Generator().manual_seed(seed)) for seed in range(40)])]
+    assert len(drawn) == 4000
+    assert (drawn == 2).float().mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_second_stage_trains_the_last_layer_alone(toy, read, tmp_path):
+    for name in ("none", "two_stage"):
+        read("origin", toy, keep=tmp_path / name, imbalance=name)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("none", "two_stage"))
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_the_last_layer_begins_alike_in_every_process_and_once(tiny_text):
+    drawn = []
+    for state in (1, 2):  # processes draw from different states
+        model = AutoModelForSequenceClassification.from_pretrained(tiny_text, num_labels=4)
+        torch.manual_seed(state)
+        before, begun = torch.get_rng_state(), []
+        second_stage(model, torch.optim.Adam(model.parameters()), 0, begun)
+        assert torch.equal(torch.get_rng_state(), before)
+        drawn.append(model.classifier.weight.detach().clone())
+    assert torch.equal(*drawn)
+    torch.nn.init.zeros_(model.classifier.weight)
+    second_stage(model, torch.optim.Adam(model.parameters()), 0, begun)
+    assert model.classifier.weight.abs().sum() == 0  # resumed in the second stage: not drawn anew
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
+
+
+@pytest.mark.parametrize(("method", "settings", "message"), [
+    ("self_trained", {"imbalance": "class_balanced"}, "of no one class"),
+    ("dual_joint", {"uda_weight": 1.0}, "joint fusion reads pictures too"),
+])  # fmt: skip
+def test_settings_that_exclude_each_other_are_refused(method, settings, message, toy, read):
+    with pytest.raises(ValueError, match=message):
+        read(method, toy, **settings)
+
+
+class Stand(torch.nn.Module):
+    """Logits from the word after the first: a table with a row for each."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.tensor(scores))
+
+    def forward(self, input_ids, attention_mask):
+        return self.table[input_ids[:, 1]]
+
+
+def test_consistency_is_its_equation():
+    model = Stand([[0.0, 0.0], [0.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, 0.1]])
+    tokenizer = SimpleNamespace(all_special_ids=[0, 1])
+    tokens = {"input_ids": torch.tensor([[1, 2, 0], [1, 3, 0], [1, 4, 0]]), "attention_mask": torch.ones(3, 3).long()}
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    found = uda(model, tokens, tokenizer, share=1.0)
+    torch.set_rng_state(state)
+    drawn = torch.tensor([2, 3, 4])[torch.randint(3, (3, 3))][:, 1].tolist()
+    table, total = model.table.tolist(), 0.0
+    for word, noisy in zip([2, 3, 4], drawn, strict=True):
+        p, q = np.exp(np.array(table[word]) / 0.4), np.exp(table[noisy])
+        p, q = p / p.sum(), q / q.sum()  # of two classes one has at least 0.5
+        total += (p * np.log(p / q)).sum()
+    assert total > 0
+    assert found.item() == pytest.approx(total / 3, rel=1e-4)
+    found.backward()
+    assert model.table.grad.abs().sum() > 0
+    nothing = {"input_ids": torch.tensor([[1, 0]]), "attention_mask": torch.ones(1, 2).long()}
+    assert uda(model, nothing, tokenizer).item() == 0
+    unsure = Stand([[0.0] * 3, [0.0] * 3, [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]])
+    assert uda(unsure, tokens, tokenizer, share=1.0).item() == 0
+
+
+def test_consistency_reads_titles_of_the_ssl_part_and_no_label(toy, read):
+    products = toy.products.assign(label=toy.products.label.where(toy.products["part"] != "ssl", "mug"))
+    relabelled, settings = dataclasses.replace(toy, products=products), {"lr": 3e-3, "epochs": 10}
+    one, same = (read("origin", c, uda_weight=1.0, **settings) for c in (toy, relabelled))
+    pd.testing.assert_frame_equal(one, same)
+    assert not one.confidence.equals(read("origin", toy, **settings).confidence)
+
+
+@pytest.fixture(scope="module")
+def guessers(tiny_text, tmp_path_factory):
+    """Folders that hold a head for masked language modelling: the toys' BERT, and the quick study's kind."""
+    folder, tokenizer = tmp_path_factory.mktemp("guessers"), AutoTokenizer.from_pretrained(tiny_text)
+    shape = PretrainConfig(hidden_size=32, layers=2, heads=2)
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+    torch.manual_seed(3)
+    modernbert = ModernBertForMaskedLM(text_shape(shape, len(tokenizer), **special))
+    for model in (AutoModelForMaskedLM.from_pretrained(tiny_text), modernbert):
+        for name, weights in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(weights)  # a trained head has some
+        model.save_pretrained(folder / model.config.model_type)
+        tokenizer.save_pretrained(folder / model.config.model_type)
+    return {name: folder / name for name in ("bert", "modernbert")}
+
+
+def guessing(folder, titles, seed: int = 0):
+    """Towers with a head that guesses words, and tokens to guess in."""
+    backbone, tokenizer = load_text(str(folder))
+    torch.manual_seed(seed)
+    words = load_words(str(folder), backbone, tokenizer)
+    return Towers(TextTower(backbone, "mean", 16, 2), None, words), tokenize(tokenizer, titles, 8), tokenizer
+
+
+def test_15_percent_of_the_words_are_chosen_and_never_padding_or_special_tokens():
+    torch.manual_seed(0)
+    ids, words = torch.randint(10, 5000, (400, 100)), torch.rand(400, 100) < 0.6
+    read, chosen = hide_words(ids, words, mask_id=4, vocabulary=5000)
+    assert not (chosen & ~words).any()
+    assert torch.equal(read[~chosen], ids[~chosen])
+    fates = torch.stack([read[chosen] == 4, read[chosen] == ids[chosen]]).float().mean(dim=1)
+    assert chosen.sum() / words.sum() == pytest.approx(0.15, abs=0.01)
+    assert fates.tolist() == pytest.approx([0.8, 0.1], abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_loss_is_that_of_transformers_own_model_with_the_folders_head(name, quick, guessers, toy):
+    reference = AutoModelForMaskedLM.from_pretrained(guessers[name]).eval()
+    towers, tokens, tokenizer = guessing(guessers[name], list(toy.part("ssl").title)[:20])
+    with fast(towers.eval(), quick):
+        torch.manual_seed(1)
+        loss = mlm(towers, tokens, AdaptConfig())
+    torch.manual_seed(1)  # the same words are hidden again
+    special = torch.isin(tokens["input_ids"], torch.tensor(tokenizer.all_special_ids))
+    words = tokens["attention_mask"].bool() & ~special
+    read, chosen = hide_words(tokens["input_ids"], words, towers.words.mask_id, towers.words.vocabulary)
+    assert chosen.any(dim=1).sum() not in (0, 20)  # of titles some have no hidden word
+    labels = tokens["input_ids"].masked_fill(~chosen, -100)
+    expected = reference(input_ids=read, attention_mask=tokens["attention_mask"], labels=labels).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_gradients_reach_encoder_and_head_and_the_output_layer_is_the_embeddings(name, guessers, toy):
+    towers, tokens, _ = guessing(guessers[name], list(toy.part("ssl").title))
+    mlm(towers, tokens, AdaptConfig()).backward()
+    trained = {n: p for n, p in towers.named_parameters() if "pooler" not in n and "projection" not in n}
+    assert len(trained) > 10
+    for parameter_name, parameter in trained.items():
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+        assert parameter.ndim == 1 or parameter.grad.abs().max() > 0, parameter_name
+    decoder = next(p for n, p in towers.words.named_parameters(remove_duplicate=False) if n.endswith("decoder.weight"))
+    assert decoder is towers.text.backbone.get_input_embeddings().weight
+
+
+def test_a_folder_without_a_head_gets_a_fresh_one_of_the_seed(tiny_text):
+    heads = [guessing(tiny_text, ["alma mug"], seed)[0].words for seed in (0, 0, 1)]
+    one, same, other = (torch.cat([p.detach().flatten() for p in head.parameters()]) for head in heads)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_batch_without_a_word_has_no_loss(guessers):
+    towers, tokens, _ = guessing(guessers["bert"], ["", ""])  # special tokens alone
+    loss = mlm(towers, tokens, AdaptConfig())
+    loss.backward()
+    assert loss == 0
+    assert towers.text.backbone.get_input_embeddings().weight.grad.abs().max() == 0
+
+
+def test_chunks_guess_as_the_whole_batch(guessers, toy, tiny_text, tiny_vision):
+    accelerator, gradients = make_accelerator(toys.study(tiny_text, tiny_vision).runtime), []
+    for chunk in (None, 24):  # one chunk draws as the whole batch does
+        towers, tokens, _ = guessing(guessers["bert"], list(toy.part("ssl").title)[:24])
+        torch.manual_seed(5)
+        cached(accelerator, chunk)(towers.eval(), tokens, lambda model, batch: mlm(model, batch, AdaptConfig()))
+        gradients.append({name: p.grad for name, p in towers.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_guess_words_is_named(tiny_text):
+    backbone, tokenizer = load_text(str(tiny_text))
+    with pytest.raises(ModelError, match="cannot be a masked language model"):
+        load_words(str(tiny_text / "absent"), backbone, tokenizer)
+    tokenizer.mask_token = None
+    with pytest.raises(ModelError, match="has no mask token"):
+        load_words(str(tiny_text), backbone, tokenizer)
