@@ -319,8 +319,8 @@ def accuracy_against_cost(
         results: results.csv's rows of the dataset that was measured, of methods that are to be seen. A variant with
             towers of its own is left out, since it has costs of its own.
 
-    Returns: one row per fraction, what and method that it serves. Where no method of the run is served so, method is ""
-        and accuracy NaN. A method whose design was not measured is left out, with a warning.
+    Returns: one row per fraction, what and method that it serves. Where no method of the run is served so, method
+        and accuracy are NaN. A method whose design was not measured is left out, with a warning.
     """
     import pandas as pd
 
@@ -338,6 +338,6 @@ def accuracy_against_cost(
     parts = []
     for fraction in (known["fraction"].min(), known["fraction"].max()):
         reached = served.merge(known[known["fraction"] == fraction][["method", "accuracy", "accuracy_sd"]])
-        parts.append(first.merge(reached, on="what", how="left").assign(fraction=fraction).fillna({"method": ""}))
+        parts.append(first.merge(reached, on="what", how="left").assign(fraction=fraction))
     costs = ["p50_ms", "gflops", "bytes_per_request"]
     return pd.concat(parts)[["fraction", "what", "design", "method", "accuracy", "accuracy_sd", *costs]]

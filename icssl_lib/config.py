@@ -128,7 +128,6 @@ class FinetuneConfig(Strict):
     label_noise: Share = 0.0  # of Train's labels that are made wrong
     imbalance: Literal["none", "logit_adjusted", "class_balanced", "two_stage"] = "none"
     label_names: bool = False  # True: each label's name is one more title of its own
-    uda_weight: Weight = 0.0  # of consistency on the SSL part's titles
     head: Literal["transformers", "mean"] = "transformers"  # "mean": linear layer on mean-pooled tokens
     fractions: Annotated[list[Fraction], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Fraction] = [1.0]  # fractions whose weights are saved

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from subprocess import Popen, TimeoutExpired
@@ -202,4 +202,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, _interrupt)  # a shell's background job would ignore it
     from snakemake.cli import main  # nobody else needs it
 
-    main(sys.argv[1:])  # exits by itself
+    from icssl_lib.kernels import forked
+
+    with forked("icssl_lib.figures", "icssl_lib.stages") if STUDY in os.environ else nullcontext():
+        main(sys.argv[1:])  # exits by itself

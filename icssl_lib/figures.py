@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 
 from icssl_lib import style
 from icssl_lib.files import written_whole
-from icssl_lib.metrics import ALL, BASELINE, METRIC_NAMES, method_name, summary
-
-_TILTED = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}  # names of ticks that would meet
+from icssl_lib.metrics import BASELINE, METRIC_NAMES, summary
 
 
 @style.styled
@@ -51,15 +49,13 @@ def figure5(results: pd.DataFrame) -> Figure:
 
 
 def _by_fraction(results: pd.DataFrame, *metrics: str) -> pd.DataFrame:
-    """For `_curves`: a row of panels per metric. A single run's table may lack dataset and seed."""
+    """For `_curves`: a row of panels per metric, one standard deviation wide. A table may lack dataset and seed."""
     table = summary(pd.DataFrame({"dataset": "", "method": "", "seed": 0}, results.index).assign(**results))
-    return pd.concat([_around(table, metric).assign(row=f"{METRIC_NAMES[metric]} (0 to 1)") for metric in metrics])
-
-
-def _around(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Column value, a mean over seeds, and one standard deviation below (low) and above (high)."""
-    mean, sd = table[metric], table[f"{metric}_sd"].fillna(0)
-    return table.assign(value=mean, low=mean - sd, high=mean + sd)
+    rows = []
+    for metric in metrics:
+        mean, sd = table[metric], table[f"{metric}_sd"].fillna(0)
+        rows.append(table.assign(value=mean, low=mean - sd, high=mean + sd, row=f"{METRIC_NAMES[metric]} (0 to 1)"))
+    return pd.concat(rows)
 
 
 @style.styled
@@ -129,85 +125,31 @@ def contact_sheet(images: np.ndarray, titles: Sequence[str], labels: Sequence[st
 
 
 @style.styled
-def factors(table: pd.DataFrame) -> Figure:
-    """Label efficiency on the curves: an arrow from a method's accuracy at the fewest labels to where the baseline's
-    curve reaches it, and above the panel the factor between the two fractions with its 95% interval.
-
-    table: ``metrics.summary`` with factor, low and high (nan: no factor) of ``metrics.label_efficiency``.
-    """
-    fig = _curves(_around(table, "accuracy").assign(row="Accuracy (0 to 1)"))
-    arrow = {"arrowstyle": "-|>", "linewidth": 1.1, "color": "black", "shrinkA": 4, "shrinkB": 0}
-    few = table[table["fraction"] == table["fraction"].min()].dropna(subset="factor")
-    for ax in fig.axes:
-        title = [ax.get_title()]
-        for row in few[few["dataset"] == title[0]].itertuples():
-            if row.factor > 1:
-                reached = (row.fraction * row.factor, row.accuracy)
-                ax.annotate("", reached, (row.fraction, row.accuracy), arrowprops=arrow, zorder=4)
-            title += [f"{method_name(row.method)}: {row.factor:.1f}x [{row.low:.1f}, {row.high:.1f}]"]
-        ax.set_title("\n".join(title), fontsize=8)
-    return fig
-
-
-@style.styled
-def gain_by_size(table: pd.DataFrame) -> Figure:
-    """Which classes gain, a column per dataset, a row per fraction: ``metrics.compare`` of the classes of each size (in
-    Train, at_least and at_most; classes is their number)."""
-    if table["dataset"].nunique() == 2:  # one, and the mean over it
-        table = table[table["dataset"] != ALL]
-    numbers = zip(table["at_least"], table["at_most"], table["classes"], strict=True)
-    table = table.assign(size=[f"{low} ({n})" if low == high else f"{low}–{high} ({n})" for low, high, n in numbers])
-    fractions, datasets = sorted(table["fraction"].unique()), table["dataset"].unique()
-    fig, axes = style.panels(datasets, rows=len(fractions), sharey=True)
-    for ax, (fraction, dataset) in zip(axes.flat, product(fractions, datasets), strict=True):
-        group = table[table["dataset"] == dataset].sort_values("at_least")
-        ax.axhline(0, color="black", linewidth=0.8)
-        sizes, here = group["size"].unique(), group[group["fraction"] == fraction]
-        style.dots(ax, here, "size", sizes, "difference", table["method"].unique())
-        ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), fontsize=7, **_TILTED)
-        ax.set(title=dataset, xlabel="Instances in Train (classes)", ylabel=f"{fraction:.0%} of Train")
-    fig.supylabel("Recall, difference (scale 0 to 1)", fontsize=9)
-    return style.legend(fig, axes)
-
-
-@style.styled
-def ablation_grid(table: pd.DataFrame) -> Figure:
-    """What one changed setting does to accuracy, of notebook 08: difference from the method with the study's settings,
-    a panel per setting. The hollow mark is the study's own value."""
-    table = table.sort_values("fraction", kind="stable")
-    table = table.assign(method=table["fraction"].map("{:.0%} of Train".format))
-    settings = list(table.groupby(["of", "setting"], sort=False))
-    rows = -(-len(settings) // 4)
-    fig, axes = style.grid(rows, 4, (10.8, 0.6 + 2.5 * rows), sharey=True)
-    for ax in axes.flat[len(settings) :]:
+def intervals(table: pd.DataFrame, label: str, columns: int) -> Figure:
+    """Values with their intervals side by side, in the table's order: a panel for each of column panel, whose names say
+    what it shows, and in it for each of column tick what the methods reach. table: also method, value, low, high.
+    label: of the axis of values, with its unit."""
+    groups, methods = list(table.groupby("panel", sort=False)), table["method"].dropna().unique()
+    columns = min(columns, len(groups))
+    rows = -(-len(groups) // columns)
+    fig, axes = style.grid(rows, columns, (10.8 if columns > 1 else 4.5, 0.6 + 2.6 * rows), sharey=True)
+    for ax in axes.flat[len(groups) :]:
         ax.axis("off")
-    for ax, ((method, setting), group) in zip(axes.flat, settings, strict=False):
-        own = group["reference"].iloc[0]
-        values = pd.Series([own, *group["value"]]).drop_duplicates()
-        values = list(values.sort_values(key=lambda column: pd.to_numeric(column, errors="coerce"), kind="stable"))
-        ax.axhline(0, color="black", linewidth=0.8)
-        group = group.drop_duplicates(["value", "method"])
-        style.dots(ax, group, "value", values, "difference", table["method"].unique())
-        ax.plot(values.index(own), 0, "o", color="black", mfc="white", markersize=8, label="the study's value")
-        names = [textwrap.fill(value.replace("_", " "), 12) for value in values]
-        ax.set_xticklabels(names, fontsize=8, **(_TILTED if len("".join(names)) > 25 else {}))
-        ax.set_title(f"{setting}\n{method_name(method)}", fontsize=9)
-    fig.supylabel("Accuracy, difference (scale 0 to 1)", fontsize=9)
-    return style.legend(fig, axes)
-
-
-@style.styled
-def accuracy_cost(frame: pd.DataFrame) -> Figure:
-    """Accuracy on Test by design, in the order of an answer's latency, from benchmarks/serving.py. A design without a
-    point is an export, whose accuracy is its classifier's, or serves no method of the run."""
-    fractions, methods = frame["fraction"].unique(), [method for method in frame["method"].unique() if method]
-    table, costs = _around(frame, "accuracy"), frame.groupby("design")["p50_ms"].first().sort_values()
-    fig, axes = style.grid(1, len(fractions), (5.3 * len(fractions), 5.2), sharey=True)
-    for ax, fraction in zip(axes[0], fractions, strict=True):
-        style.dots(ax, table[table["fraction"] == fraction], "design", costs.index, "value", methods)
-        ax.set_xticklabels([f"{design}: {cost:.3g} ms" for design, cost in costs.items()], fontsize=8, **_TILTED)
-        ax.set(title=f"{fraction:.0%} of Train", xlabel="Design: latency of one answer, median")
-    axes[0, 0].set_ylabel("Accuracy on Test (0 to 1)")
+    for ax, (panel, group) in zip(axes.flat, groups, strict=False):
+        ticks = group["tick"].unique()
+        for i, (method, look) in enumerate(style.looks_of(methods).items()):
+            own = group[group["method"] == method].set_index("tick").reindex(ticks)
+            x = np.arange(len(ticks)) + 0.7 * (i - (len(methods) - 1) / 2) / len(methods)
+            error = np.nan_to_num([own["value"] - own["low"], own["high"] - own["value"]])
+            ax.errorbar(x, own["value"], error, capsize=2, elinewidth=1, **look | {"linestyle": ""})
+        tilted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, ticks)) > 25 else {}
+        names = [textwrap.fill(tick.replace("_", " "), 22 if tilted else 12) for tick in ticks]
+        ax.set_xticks(range(len(ticks)), names, fontsize=8, **tilted)
+        ax.set(xlim=(-0.5, len(ticks) - 0.5))
+        ax.set_title(panel, fontsize=9)
+        if group["low"].min() < 0:
+            ax.axhline(0, color="black", linewidth=0.8)
+    fig.supylabel(label, fontsize=9)
     return style.legend(fig, axes)
 
 

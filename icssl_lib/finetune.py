@@ -20,13 +20,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from icssl_lib import encoders
 from icssl_lib.adapt import plain_step, prepared
 from icssl_lib.catalogue import Catalogue
-from icssl_lib.config import FinetuneConfig, Study, VisionConfig
+from icssl_lib.config import Study, VisionConfig
 from icssl_lib.encoders import Batch, TextTower, VisionTower, logits, take, tokenize
 from icssl_lib.fast.checkpoint import Checkpoint, resumable
 from icssl_lib.fast.graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.processes import local_rows, make_accelerator
 from icssl_lib.fast.unpad import fast
-from icssl_lib.remedies import balanced, second_stage, uda
+from icssl_lib.remedies import balanced, second_stage
 
 Read = Callable[[pd.DataFrame], np.ndarray]  # products to probabilities of the catalogue's labels, float64 (N, C)
 
@@ -144,8 +144,6 @@ def fit(
     for "image". kind: see `build`. soft: a teacher's probabilities of the SSL part's products, float32 (M, C), trained
     on beside the labels. beside: tells this training's checkpoint from the task's others."""
     study, config, labels = task.study, task.study.finetune, task.catalogue.labels
-    if kind == "joint" and config.uda_weight:
-        raise ValueError("finetune.uda_weight: it replaces words of titles, and joint fusion reads pictures too; set 0")
     accelerator = make_accelerator(study.runtime)
     set_seed(task.seed)
     tokenizer = None if kind == "image" else AutoTokenizer.from_pretrained(task.start.encoder)
@@ -173,11 +171,9 @@ def fit(
         return rows.split(config.batch_size)
 
     rows = resumable(stages * epochs, order, torch.Generator().manual_seed(task.seed), checkpoint)
-    capture = kind == "finetune" and not config.uda_weight and stages == 1 and can_capture(study.runtime, accelerator)
+    capture = kind == "finetune" and stages == 1 and can_capture(study.runtime, accelerator)
     batches = _batches(rows, read.products(train_set), target, accelerator, LENGTHS if capture else 1)
-    uses_uda = kind == "finetune" and config.uda_weight
-    unlabelled = read.products(task.catalogue.part("ssl")).tokens if uses_uda else None
-    loss_fn = partial(_loss, config=config, prior=prior, unlabelled=unlabelled, tokenizer=tokenizer)
+    loss_fn = partial(_loss, prior=prior if config.imbalance == "logit_adjusted" else 0)
     with fast(model, study.runtime.fast) as packing:
         step = partial(plain_step, accelerator=accelerator)
         step = Recorded(step, model.parameters(), packing, accelerator.device, capture)
@@ -197,17 +193,10 @@ def _batches(
         yield epoch, products.batch(own, multiple) | {"target": target[own], "weight": weight}
 
 
-def _loss(
-    model: nn.Module, batch: Batch, config: FinetuneConfig, prior: Tensor, unlabelled: Batch | None, tokenizer
-) -> Tensor:
-    """Cross-entropy in nats; where the settings say so, ``prior`` (C,) is added to logits, and to the loss `uda` on as
-    many ``unlabelled`` titles as a batch has."""
+def _loss(model: nn.Module, batch: Batch, prior: Tensor | int) -> Tensor:
+    """Cross-entropy in nats of logits plus ``prior`` (C,)."""
     scores = logits(model, {name: x for name, x in batch.items() if name not in ("target", "weight")}).float()
-    loss = cross_entropy(scores + prior if config.imbalance == "logit_adjusted" else scores, batch["target"])
-    if unlabelled is not None:
-        drawn = torch.randint(len(unlabelled["input_ids"]), (config.batch_size,))
-        loss = loss + config.uda_weight * uda(model, take(unlabelled, drawn, scores.device), tokenizer)
-    return loss * batch["weight"]
+    return cross_entropy(scores + prior, batch["target"]) * batch["weight"]
 
 
 @torch.inference_mode()

@@ -1,14 +1,13 @@
-"""Remedies and alternatives beside the paper: wrong labels, rare classes, unlabelled titles, masked words."""
+"""Remedies and alternatives beside the paper: wrong labels, rare classes, masked words."""
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
 from transformers import AutoModelForMaskedLM
 from transformers.modeling_outputs import BaseModelOutput
 
-from icssl_lib.encoders import Batch, ModelError, explained, logits
+from icssl_lib.encoders import ModelError, explained
 
 
 def flipped(label: pd.Series, labels: list[str], share: float, seed: int) -> pd.Series:
@@ -41,26 +40,6 @@ def second_stage(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, 
                 module.reset_parameters()
     for parameter in model.classifier.parameters():
         optimizer.state.pop(parameter, None)
-
-
-def uda(model: nn.Module, tokens: Batch, tokenizer, share: float = 0.3) -> Tensor:
-    """Unsupervised data augmentation (Xie et al., 2020): tokens (N, T) and the same with a ``share`` of the words
-    replaced by others of the batch are of one class. The mean divergence KL(p || q), in nats, of the noisy titles'
-    classes q from the clean ones' p, which is sharpened (temperature 0.4), takes no gradient, and counts where its
-    surest class has at least 0.5 (their settings where classes are many)."""
-    ids, words = tokens["input_ids"], tokens["attention_mask"].bool()
-    words = words & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
-    with torch.no_grad():
-        clean = logits(model, tokens).float()
-        sure = clean.softmax(-1).amax(-1) >= 0.5
-        target = (clean / 0.4).log_softmax(-1)  # (N, C)
-    pool = ids[words]
-    if not len(pool):
-        return clean.sum() * 0
-    drawn = pool[torch.randint(len(pool), ids.shape, device=ids.device)]
-    noisy = torch.where(words & (torch.rand(ids.shape, device=ids.device) < share), drawn, ids)
-    predicted = logits(model, tokens | {"input_ids": noisy}).float().log_softmax(-1)
-    return (kl_div(predicted, target, reduction="none", log_target=True).sum(-1) * sure).mean()
 
 
 def hide_words(ids: Tensor, words: Tensor, mask_id: int, vocabulary: int, share: float = 0.15) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icssl_lib.methods import METHODS
@@ -78,16 +77,6 @@ def looks_of(methods: Sequence[str]) -> dict[str, dict[str, object]]:
         shown = {"linestyle": line["linestyle"], "color": colour["color"], "fillstyle": FILLS[turn % len(FILLS)]}
         looks[method] = LOOKS[i] | shown | {"label": method_name(method)}
     return looks
-
-
-def dots(ax: Axes, table: pd.DataFrame, key: str, ticks: Sequence, value: str, methods: Sequence[str]) -> None:
-    """A value with its interval, low to high, at each tick: the methods side by side."""
-    for i, (method, look) in enumerate(looks_of(methods).items()):
-        rows = table[table["method"] == method].set_index(key).reindex(ticks)
-        x = np.arange(len(ticks)) + 0.7 * (i - (len(methods) - 1) / 2) / len(methods)
-        error = np.nan_to_num([rows[value] - rows["low"], rows["high"] - rows[value]])
-        ax.errorbar(x, rows[value], error, capsize=2, elinewidth=1, **look | {"linestyle": ""})
-    ax.set(xticks=range(len(ticks)), xticklabels=ticks, xlim=(-0.5, len(ticks) - 0.5))
 
 
 def legend(fig: Figure, axes: np.ndarray) -> Figure:

@@ -126,66 +126,35 @@ def test_many_methods_stand_in_rows_with_a_legend_each(n, draw):
 # --- beyond the paper
 
 
-def test_factors_are_arrows_to_the_baselines_curve():
-    frame = cross(["dataset", "method", "fraction"], ["beauty", "hm"], ["origin", "convirt"], [0.05, 1.0])
-    ahead = frame["method"] != "origin"
-    frame["accuracy"] = 0.3 + 0.2 * ahead + 0.4 * frame["fraction"]
-    frame["factor"] = np.where(ahead, np.where(frame["fraction"] < 1, 2.0, 1.0), np.nan)
-    frame = frame.assign(accuracy_sd=0.01, low=frame["factor"] * 0.8, high=frame["factor"] * 1.5)
-    fig = figures.factors(frame)
+def test_intervals_stand_in_a_panel_each_in_the_tables_order():
+    changed = {"adapt.alpha": ["0.25", "0.75"], "vision.frozen": ["True"], "finetune.imbalance": ["none", "$two_stage"]}
+    rows = [(s, v, m, d) for s, values in changed.items() for v in values for m, d in (("5%", 0.1), ("100%", -0.1))]
+    frame = pd.DataFrame(rows, columns=["panel", "tick", "method", "value"])
+    frame = frame.assign(low=frame["value"] - 0.05, high=frame["value"] + 0.05)
+    fig = figures.intervals(frame, "Accuracy, difference (scale 0 to 1)", columns=2)
     fig.canvas.draw()
-    assert [ax.get_title() for ax in fig.axes] == [f"{name}\nConVIRT: 2.0x [1.6, 3.0]" for name in ("beauty", "hm")]
-    for ax in fig.axes:
-        assert [text.xy for text in ax.texts] == [pytest.approx((0.1, 0.52))]
-    fig = figures.factors(frame.assign(factor=frame["factor"].clip(upper=1)))
-    assert not fig.axes[0].texts  # nothing to go right for
-    figures.factors(frame[~ahead]).canvas.draw()
+    shown = fig.axes[:3]
+    assert not fig.axes[3].axison
+    assert [ax.get_title() for ax in shown] == list(changed)
+    names = [["".join(t.get_text().split()) for t in ax.get_xticklabels()] for ax in shown]
+    assert [[n.replace("two", "two_") for n in own] for own in names] == list(changed.values())
+    for ax in shown:
+        (five, _, _), (whole, _, _) = ax.containers
+        assert set(five.get_ydata()) == {0.1}
+        assert set(whole.get_ydata()) == {-0.1}
+        assert all(five.get_xdata() < whole.get_xdata())  # side by side
+        assert [list(line.get_ydata()) for line in ax.lines if line.get_color() == "black"] == [[0, 0]]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["5%", "100%"]
 
 
-def test_gain_by_size_names_the_sizes():
-    columns = ["dataset", "method", "fraction", "at_least"]
-    frame = cross(columns, ["beauty", "all"], METHODS[2:4], [0.05, 1.0], [1, 2, 4])
-    frame = frame.assign(at_most=frame["at_least"].map({1: 1, 2: 3, 4: 90}), classes=5)
-    frame = frame.assign(difference=0.1, low=0.05, high=0.15)
-    fig = figures.gain_by_size(frame)
-    fig.canvas.draw()
-    assert len(fig.axes) == 2  # fractions; the mean over one dataset is no panel of its own
-    two = pd.concat([frame, frame[frame["dataset"] != "all"].assign(dataset="another")])
-    assert len(figures.gain_by_size(two).axes) == 2 * 3
-    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["1 (5)", "2–3 (5)", "4–90 (5)"]
-    assert fig.axes[0].get_ylabel() == "5% of Train"
+def test_a_tick_that_no_method_reaches_stays_empty():
+    frame = pd.DataFrame({"panel": "p", "tick": ["ONNX: 0.7 ms", "Title: 2 ms"], "method": [None, "origin"]})
+    fig = figures.intervals(frame.assign(value=[np.nan, 0.5], low=[np.nan, 0.4], high=[np.nan, 0.6]), "", columns=2)
+    assert [t.get_text().replace("\n", " ") for t in fig.axes[0].get_xticklabels()] == list(frame["tick"])
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == [method_name("origin")]
+    assert len(fig.axes[0].lines) == 3  # the point and its ends: differences alone have a line at 0
 
 
-def test_ablation_grid_has_a_panel_per_setting_and_the_reference_at_0():
-    changed = {
-        "adapt.alpha": ("0.75", ["0.25", "0.5"]),
-        "adapt.batch_size": ("32", ["128", "16"]),
-        "vision.frozen": ("False", ["True"]),
-        "finetune.imbalance": ("none", ["logit_adjusted", "$two_stage"]),
-    }
-    rows = [(s, v, r, "convirt", f, 0.02) for s, (r, vs) in changed.items() for v in vs for f in (0.05, 1.0)]
-    frame = pd.DataFrame(rows, columns=["setting", "value", "reference", "of", "fraction", "difference"])
-    fig = figures.ablation_grid(frame.assign(low=-0.03, high=0.07))
-    fig.canvas.draw()
-    ticks = [[t.get_text() for t in ax.get_xticklabels()] for ax in fig.axes]
-    assert ticks[:2] == [["0.25", "0.5", "0.75"], ["16", "32", "128"]]  # numbers in their order
-    assert ticks[3][0] == "none"  # no numbers: the study's own first
-    assert [ax.get_title() for ax in fig.axes] == [f"{setting}\nConVIRT" for setting in changed]
-    for ax in fig.axes:
-        assert [x.get_ydata() for x in ax.lines if x.get_markerfacecolor() == "white"] == [0]
-    legend = {t.get_text() for t in fig.legends[0].get_texts()}
-    assert legend == {"5% of Train", "100% of Train", "the study's value"}
-
-
-def test_accuracy_stands_at_its_design_in_the_order_of_costs():
-    rows = [("Title", "origin", 0.5, 2.0), ("Title", "convirt", 0.6, 2.0), ("ONNX", "", np.nan, 0.7)]
-    frame = pd.DataFrame(rows, columns=["design", "method", "accuracy", "p50_ms"]).assign(accuracy_sd=0.1)
-    fig = figures.accuracy_cost(pd.concat([frame.assign(fraction=f) for f in (0.05, 1.0)]))
-    fig.canvas.draw()
-    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["ONNX: 0.7 ms", "Title: 2 ms"]
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == [method_name(m) for m in ("origin", "convirt")]
-
-
-@pytest.mark.parametrize("draw", ["label_efficiency", "gain_by_size", "ablation_grid"])
-def test_of_the_baseline_alone_there_is_an_empty_figure(draw):
-    getattr(figures, draw)(pd.DataFrame()).canvas.draw()
+def test_of_the_baseline_alone_there_is_an_empty_figure():
+    figures.label_efficiency(pd.DataFrame()).canvas.draw()
+    figures.intervals(pd.DataFrame(), "Accuracy", columns=2).canvas.draw()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
 from icssl_lib.finetune import Start
 from icssl_lib.methods import mlm
-from icssl_lib.remedies import balanced, flipped, hide_words, load_words, second_stage, uda
+from icssl_lib.remedies import balanced, flipped, hide_words, load_words, second_stage
 from icssl_lib.sources.synthetic.pretrain import text_shape
 
 
@@ -105,56 +104,9 @@ def test_the_last_layer_begins_alike_in_every_process_and_once(tiny_text):
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
 
 
-@pytest.mark.parametrize(("method", "settings", "message"), [
-    ("self_trained", {"imbalance": "class_balanced"}, "of no one class"),
-    ("dual_joint", {"uda_weight": 1.0}, "joint fusion reads pictures too"),
-])  # fmt: skip
-def test_settings_that_exclude_each_other_are_refused(method, settings, message, toy, read):
-    with pytest.raises(ValueError, match=message):
-        read(method, toy, **settings)
-
-
-class Stand(torch.nn.Module):
-    """Logits from the word after the first: a table with a row for each."""
-
-    def __init__(self, scores):
-        super().__init__()
-        self.table = torch.nn.Parameter(torch.tensor(scores))
-
-    def forward(self, input_ids, attention_mask):
-        return self.table[input_ids[:, 1]]
-
-
-def test_consistency_is_its_equation():
-    model = Stand([[0.0, 0.0], [0.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, 0.1]])
-    tokenizer = SimpleNamespace(all_special_ids=[0, 1])
-    tokens = {"input_ids": torch.tensor([[1, 2, 0], [1, 3, 0], [1, 4, 0]]), "attention_mask": torch.ones(3, 3).long()}
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    found = uda(model, tokens, tokenizer, share=1.0)
-    torch.set_rng_state(state)
-    drawn = torch.tensor([2, 3, 4])[torch.randint(3, (3, 3))][:, 1].tolist()
-    table, total = model.table.tolist(), 0.0
-    for word, noisy in zip([2, 3, 4], drawn, strict=True):
-        p, q = np.exp(np.array(table[word]) / 0.4), np.exp(table[noisy])
-        p, q = p / p.sum(), q / q.sum()  # of two classes one has at least 0.5
-        total += (p * np.log(p / q)).sum()
-    assert total > 0
-    assert found.item() == pytest.approx(total / 3, rel=1e-4)
-    found.backward()
-    assert model.table.grad.abs().sum() > 0
-    nothing = {"input_ids": torch.tensor([[1, 0]]), "attention_mask": torch.ones(1, 2).long()}
-    assert uda(model, nothing, tokenizer).item() == 0
-    unsure = Stand([[0.0] * 3, [0.0] * 3, [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]])
-    assert uda(unsure, tokens, tokenizer, share=1.0).item() == 0
-
-
-def test_consistency_reads_titles_of_the_ssl_part_and_no_label(toy, read):
-    products = toy.products.assign(label=toy.products.label.where(toy.products["part"] != "ssl", "mug"))
-    relabelled, settings = dataclasses.replace(toy, products=products), {"lr": 3e-3, "epochs": 10}
-    one, same = (read("origin", c, uda_weight=1.0, **settings) for c in (toy, relabelled))
-    pd.testing.assert_frame_equal(one, same)
-    assert not one.confidence.equals(read("origin", toy, **settings).confidence)
+def test_settings_that_exclude_each_other_are_refused(toy, read):
+    with pytest.raises(ValueError, match="of no one class"):
+        read("self_trained", toy, imbalance="class_balanced")
 
 
 @pytest.fixture(scope="module")

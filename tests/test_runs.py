@@ -13,8 +13,9 @@ import pandas as pd
 import psutil
 import pytest
 import toys
+from jupyter_client.provisioning import KernelProvisionerFactory
 
-from icssl_lib import dag, runs, stages
+from icssl_lib import dag, kernels, runs, stages
 from icssl_lib.config import AdaptConfig, Run, RuntimeConfig, Study
 from icssl_lib.dag import RunError, own_gpus
 from icssl_lib.notebooks import execute, parameters_of, values_of
@@ -64,6 +65,29 @@ def test_a_notebook_that_is_not_there_or_not_tagged_is_refused(root, tmp_path):
     notebook = write_notebook(tmp_path / "a.ipynb", "seed = 0", tag=False)
     with pytest.raises(RunError, match="no parameters; tag the first code cell `parameters`"):
         execute(notebook, tmp_path / "out.ipynb", {"seed": 1})
+
+
+def test_kernels_of_a_study_are_forks_of_one_process(tmp_path, monkeypatch):
+    for name in (kernels.ADDRESS, "JUPYTER_DEFAULT_PROVISIONER_NAME", "ASKED"):
+        monkeypatch.setenv(name, "")  # and taken back at the end
+    what = "import os, sys; print(os.getppid(), 'wave' in sys.modules, os.environ['ASKED'], os.getcwd())"
+    drawn = "import matplotlib.pyplot as plt; plt.plot([seed]);"
+    notebook, printed = write_notebook(tmp_path / "a.ipynb", "seed = 0", what, drawn), set()
+    with kernels.forked("wave"):
+        monkeypatch.setenv("ASKED", "by this job")
+        for seed in (1, 2):
+            execute(notebook, tmp_path / "out.ipynb", {"seed": seed})
+            shown, picture = (cell.outputs[-1] for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells[-2:])
+            printed.add(shown.text)
+            assert "image/png" in picture.data
+        dies = write_notebook(tmp_path / "b.ipynb", "seed = 0", "import os; os.kill(os.getpid(), 9)")
+        with pytest.raises(RunError, match="the kernel died"):
+            execute(dies, tmp_path / "out.ipynb", {})
+    KernelProvisionerFactory.clear_instance()
+    server, *rest = printed.pop().split(maxsplit=1)
+    assert rest == [f"True by this job {tmp_path}\n"]
+    assert not printed
+    assert not psutil.pid_exists(int(server))
 
 
 def test_unknown_parameter_gives_the_nearest_and_nothing_runs(root, tmp_path, capsys):
