@@ -24,8 +24,8 @@ from transformers import get_scheduler
 
 from icssl_lib import adapt
 from icssl_lib.config import load_config
+from icssl_lib.fast.cuda_graphs import Recorded, can_capture
 from icssl_lib.fast.gradcache import cached
-from icssl_lib.fast.graphs import Recorded, can_capture
 from icssl_lib.fast.processes import make_accelerator, precision_here
 from icssl_lib.fast.unpad import fast
 from icssl_lib.methods import entry_of

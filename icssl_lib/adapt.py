@@ -24,8 +24,8 @@ from icssl_lib.catalogue import Catalogue, normalise_title
 from icssl_lib.config import AdaptConfig, FinetuneConfig, Run, Study
 from icssl_lib.encoders import Batch, TextTower, Towers, VisionTower, explained, take, tokenize
 from icssl_lib.fast.checkpoint import Checkpoint, resumable
+from icssl_lib.fast.cuda_graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.gradcache import cached
-from icssl_lib.fast.graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.processes import in_processes, local_rows, make_accelerator, sum_gradients
 from icssl_lib.fast.unpad import fast
 from icssl_lib.files import written_whole

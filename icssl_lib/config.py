@@ -164,7 +164,7 @@ class RuntimeConfig(Strict):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["no", "auto", "bf16", "fp16"] = "no"  # auto: bf16 where the device multiplies in it
     fast: bool = True  # icssl_lib/fast/unpad.py; False: transformers' own forward, which is the reference
-    cuda_graphs: bool = True  # fast/graphs.py: on a GPU a step is recorded and replayed
+    cuda_graphs: bool = True  # fast/cuda_graphs.py: on a GPU a step is recorded and replayed
     processes: PositiveInt = 1  # of one stage, each with a device of its own; a batch is shared out among them
     threads: PositiveInt = 1  # per job on a CPU; fixed, since sums depend on it
     checkpoint_minutes: Weight = Field(10, exclude=True)  # between states that a killed stage goes on from

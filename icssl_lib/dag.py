@@ -202,7 +202,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, _interrupt)  # a shell's background job would ignore it
     from snakemake.cli import main  # nobody else needs it
 
-    from icssl_lib.kernels import forked
+    from icssl_lib.jupyter_kernels import forked
 
     with forked("icssl_lib.figures", "icssl_lib.stages") if STUDY in os.environ else nullcontext():
         main(sys.argv[1:])  # exits by itself

@@ -23,7 +23,7 @@ from icssl_lib.catalogue import Catalogue
 from icssl_lib.config import Study, VisionConfig
 from icssl_lib.encoders import Batch, TextTower, VisionTower, logits, take, tokenize
 from icssl_lib.fast.checkpoint import Checkpoint, resumable
-from icssl_lib.fast.graphs import LENGTHS, Recorded, can_capture
+from icssl_lib.fast.cuda_graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.processes import local_rows, make_accelerator
 from icssl_lib.fast.unpad import fast
 from icssl_lib.remedies import balanced, second_stage

@@ -17,7 +17,7 @@ from icssl_lib import adapt, finetune
 from icssl_lib.catalogue import load, split
 from icssl_lib.config import Study
 from icssl_lib.encoders import logits, tokenize
-from icssl_lib.fast.graphs import Recorded, can_capture
+from icssl_lib.fast.cuda_graphs import Recorded, can_capture
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
 from icssl_lib.methods import adapted_by, entry_of

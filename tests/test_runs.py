@@ -15,7 +15,7 @@ import pytest
 import toys
 from jupyter_client.provisioning import KernelProvisionerFactory
 
-from icssl_lib import dag, kernels, runs, stages
+from icssl_lib import dag, jupyter_kernels, runs, stages
 from icssl_lib.config import AdaptConfig, Run, RuntimeConfig, Study
 from icssl_lib.dag import RunError, own_gpus
 from icssl_lib.notebooks import execute, parameters_of, values_of
@@ -68,12 +68,12 @@ def test_a_notebook_that_is_not_there_or_not_tagged_is_refused(root, tmp_path):
 
 
 def test_kernels_of_a_study_are_forks_of_one_process(tmp_path, monkeypatch):
-    for name in (kernels.ADDRESS, "JUPYTER_DEFAULT_PROVISIONER_NAME", "ASKED"):
+    for name in (jupyter_kernels.ADDRESS, "JUPYTER_DEFAULT_PROVISIONER_NAME", "ASKED"):
         monkeypatch.setenv(name, "")  # and taken back at the end
     what = "import os, sys; print(os.getppid(), 'wave' in sys.modules, os.environ['ASKED'], os.getcwd())"
     drawn = "import matplotlib.pyplot as plt; plt.plot([seed]);"
     notebook, printed = write_notebook(tmp_path / "a.ipynb", "seed = 0", what, drawn), set()
-    with kernels.forked("wave"):
+    with jupyter_kernels.forked("wave"):
         monkeypatch.setenv("ASKED", "by this job")
         for seed in (1, 2):
             execute(notebook, tmp_path / "out.ipynb", {"seed": seed})

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from icssl_lib.config import RuntimeConfig
 from icssl_lib.encoders import TextTower, take
-from icssl_lib.fast.graphs import LENGTHS, Recorded, can_capture
+from icssl_lib.fast.cuda_graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.unpad import Packing, fast
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -77,7 +77,7 @@ def trained(device: str, enabled: bool, steps: int = 14, kind=Recorded) -> tuple
 
 
 def test_each_shape_is_run_once_then_recorded_and_replayed(monkeypatch):
-    monkeypatch.setattr("icssl_lib.fast.graphs.BUDGET", 8)
+    monkeypatch.setattr("icssl_lib.fast.cuda_graphs.BUDGET", 8)
     plain, of_plain, _ = trained("cpu", False)
     found, weights, step = trained("cpu", True, kind=Played)
     assert found == pytest.approx(plain, rel=1e-4)

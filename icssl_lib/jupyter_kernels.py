@@ -29,7 +29,7 @@ def forked(*imports: str) -> Iterator[None]:
         os.environ |= {ADDRESS: f"{folder}/kernels", "JUPYTER_DEFAULT_PROVISIONER_NAME": "icssl-forked"}
         listener.bind(os.environ[ADDRESS])
         listener.listen(128)  # jobs connect at once, and wait
-        command = [sys.executable, "-P", "-m", "icssl_lib.kernels", str(listener.fileno()), *imports]
+        command = [sys.executable, "-P", "-m", "icssl_lib.jupyter_kernels", str(listener.fileno()), *imports]
         server = Popen(command, env=os.environ | SERVER, stdin=PIPE, pass_fds=[listener.fileno()])
         listener.close()  # who asks a server that has died is refused
         try:
