@@ -145,8 +145,7 @@ def intervals(table: pd.DataFrame, label: str, columns: int) -> Figure:
         tilted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, ticks)) > 25 else {}
         names = [textwrap.fill(tick.replace("_", " "), 22 if tilted else 12) for tick in ticks]
         ax.set_xticks(range(len(ticks)), names, fontsize=8, **tilted)
-        ax.set(xlim=(-0.5, len(ticks) - 0.5))
-        ax.set_title(panel, fontsize=9)
+        ax.set(xlim=(-0.5, len(ticks) - 0.5), title=panel)
         if group["low"].min() < 0:
             ax.axhline(0, color="black", linewidth=0.8)
     fig.supylabel(label, fontsize=9)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toys
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from icssl_lib import losses
@@ -202,6 +203,24 @@ def test_a_precision_or_device_that_is_not_there_is_refused(monkeypatch):
     assert precision_here(RuntimeConfig(device="cpu", precision="auto")) == "no"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     assert precision_here(RuntimeConfig(device="cpu", precision="auto")) == "bf16"
+
+
+def test_in_bf16_on_a_cpu_pictures_go_without_the_fused_kernel_and_mean_the_same(folders, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    config, pixels = VisionConfig(model=f"local-dir:{folders[1]}", image_size=toys.SIZE), torch.rand(4, 3, 32, 32)
+    found = []
+    for precision, fast in (("bf16", True), ("bf16", False), ("no", True)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        make_accelerator(RuntimeConfig(device="cpu", precision=precision, fast=fast))
+        backbone = load_vision(config)
+        values = backbone(pixels)
+        values.square().sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None])
+        found.append(({block.attn.fused_attn for block in backbone.blocks}, values, gradients))
+    assert [fused for fused, *_ in found] == [{False}, {True}, {True}]
+    for _, values, gradients in found[1:]:
+        torch.testing.assert_close(values, found[0][1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradients, found[0][2], rtol=1e-3, atol=1e-5)
 
 
 def test_in_a_process_that_was_launched_it_is_a_plain_call(monkeypatch):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, notebook_launcher
 from accelerate.state import AcceleratorState
+from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
 from icssl_lib.config import RuntimeConfig
@@ -30,13 +31,14 @@ def precision_here(runtime: RuntimeConfig) -> str:
 
 
 def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
-    """An Accelerator on the configured device; on a CPU the number of threads is fixed, since sums depend on it.
-    Raises: ValueError: no such device, or not in this precision."""
+    """An Accelerator on the configured device. On a CPU the number of threads is fixed, since sums depend on it, and
+    timm models made from here on go without torch's attention kernel in bf16, where it is slow. Raises: ValueError."""
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("runtime.device: cuda, but torch sees no GPU; use auto or cpu")
     accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision=precision_here(runtime))
     if accelerator.device.type == "cpu":
         torch.set_num_threads(runtime.threads)
+        set_fused_attn(not (runtime.fast and accelerator.mixed_precision == "bf16"))
     return accelerator
 
 
