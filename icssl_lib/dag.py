@@ -1,7 +1,4 @@
-"""The DAG of a study: Snakemake, and processes that share GPUs, are watched, and all end with their study.
-
-python -m icssl_lib.dag SNAKEMAKE_OPTIONS       is Snakemake, which ends when its study ends
-"""
+"""The DAG of a study: Snakemake (`python -m icssl_lib.dag OPTIONS`), and processes that share GPUs and end together."""
 
 import json
 import os
@@ -24,6 +21,7 @@ from tqdm import tqdm
 from icssl_lib.config import ConfigError, Study, nearest
 from icssl_lib.files import locked, written_whole
 from icssl_lib.images import all_cores
+from icssl_lib.jupyter_kernels import forked
 from icssl_lib.methods import METHODS, adapted_by, entry_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,7 +200,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, _interrupt)  # a shell's background job would ignore it
     from snakemake.cli import main  # nobody else needs it
 
-    from icssl_lib.jupyter_kernels import forked
-
-    with forked("icssl_lib.figures", "icssl_lib.stages") if STUDY in os.environ else nullcontext():
+    able = STUDY in os.environ and sys.platform == "linux"  # elsewhere libraries may not survive a fork
+    with forked("icssl_lib.figures", "icssl_lib.stages") if able else nullcontext():
         main(sys.argv[1:])  # exits by itself

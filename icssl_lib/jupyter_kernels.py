@@ -1,6 +1,7 @@
 """Warm kernels: one process of a study imports torch and transformers, and each notebook's kernel is a fork of it.
 A notebook with nothing in it takes ten seconds of CPU with a new kernel, most of them imports, and one with a fork."""
 
+import ctypes
 import importlib
 import json
 import os
@@ -18,8 +19,7 @@ from typing import Any
 from jupyter_client.provisioning import LocalProvisioner
 
 ADDRESS = "ICSSL_KERNELS"  # in the environment of a study's jobs: the socket of the process that forks
-# A kernel sets the first before it imports matplotlib; the second keeps its debugger from saying that it is of no use.
-SERVER = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # as a kernel says before it imports matplotlib
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def forked(*imports: str) -> Iterator[None]:
         listener.bind(os.environ[ADDRESS])
         listener.listen(128)  # jobs connect at once, and wait
         command = [sys.executable, "-P", "-m", "icssl_lib.jupyter_kernels", str(listener.fileno()), *imports]
-        server = Popen(command, env=os.environ | SERVER, stdin=PIPE, pass_fds=[listener.fileno()])
+        server = Popen(command, env=os.environ | INLINE, stdin=PIPE, pass_fds=[listener.fileno()])
         listener.close()  # who asks a server that has died is refused
         try:
             yield
@@ -84,13 +84,14 @@ def _become_kernel(connection: socket) -> None:
 
 
 if __name__ == "__main__":  # the server
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its parent, importing or not
     from ipykernel import debugger, kernelapp  # noqa: F401
 
     for name in sys.argv[2:]:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, 0))  # a kernel's memory then counts as the study's
     own = socket(fileno=int(sys.argv[1]))
-    while own in select([sys.stdin, own], [], [])[0]:  # until the study ends, and this process's input with it
+    while sys.stdin not in select([sys.stdin, own], [], [])[0]:  # which ends with the study
         asked, _ = own.accept()
         if os.fork() == 0:
             _become_kernel(asked)
