@@ -70,6 +70,7 @@ def test_a_notebook_that_is_not_there_or_not_tagged_is_refused(root, tmp_path):
 def test_kernels_of_a_study_are_forks_of_one_process(tmp_path, monkeypatch):
     for name in (jupyter_kernels.ADDRESS, "JUPYTER_DEFAULT_PROVISIONER_NAME", "ASKED"):
         monkeypatch.setenv(name, "")  # and taken back at the end
+    KernelProvisionerFactory.clear_instance()  # one reads the environment once
     what = "import os, sys; print(os.getppid(), 'wave' in sys.modules, os.environ['ASKED'], os.getcwd())"
     drawn = "import matplotlib.pyplot as plt; plt.plot([seed]);"
     notebook, printed = write_notebook(tmp_path / "a.ipynb", "seed = 0", what, drawn), set()
