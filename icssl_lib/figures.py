@@ -125,10 +125,10 @@ def contact_sheet(images: np.ndarray, titles: Sequence[str], labels: Sequence[st
 
 
 @style.styled
-def intervals(table: pd.DataFrame, label: str, columns: int) -> Figure:
+def intervals(table: pd.DataFrame, label: str, columns: int, ticks_label: str = "") -> Figure:
     """Values with their intervals side by side, in the table's order: a panel for each of column panel, whose names say
     what it shows, and in it for each of column tick what the methods reach. table: also method, value, low, high.
-    label: of the axis of values, with its unit."""
+    label: of the axis of values, with its unit; ticks_label: of the other."""
     groups, methods = list(table.groupby("panel", sort=False)), table["method"].dropna().unique()
     columns = min(columns, len(groups))
     rows = -(-len(groups) // columns)
@@ -145,8 +145,8 @@ def intervals(table: pd.DataFrame, label: str, columns: int) -> Figure:
         tilted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, ticks)) > 25 else {}
         names = [textwrap.fill(tick.replace("_", " "), 22 if tilted else 12) for tick in ticks]
         ax.set_xticks(range(len(ticks)), names, fontsize=8, **tilted)
-        ax.set(xlim=(-0.5, len(ticks) - 0.5), title=panel)
-        if group["low"].min() < 0:
+        ax.set(xlim=(-0.5, len(ticks) - 0.5), title=panel, xlabel=ticks_label)
+        if table["low"].min() < 0:
             ax.axhline(0, color="black", linewidth=0.8)
     fig.supylabel(label, fontsize=9)
     return style.legend(fig, axes)

@@ -131,7 +131,9 @@ def test_intervals_stand_in_a_panel_each_in_the_tables_order():
     rows = [(s, v, m, d) for s, values in changed.items() for v in values for m, d in (("5%", 0.1), ("100%", -0.1))]
     frame = pd.DataFrame(rows, columns=["panel", "tick", "method", "value"])
     frame = frame.assign(low=frame["value"] - 0.05, high=frame["value"] + 0.05)
-    fig = figures.intervals(frame, "Accuracy, difference (scale 0 to 1)", columns=2)
+    fig = figures.intervals(frame, "Accuracy, difference (scale 0 to 1)", 2, "Value of the setting")
+    assert fig.get_supylabel() == "Accuracy, difference (scale 0 to 1)"
+    assert {ax.get_xlabel() for ax in fig.axes[:3]} == {"Value of the setting"}
     fig.canvas.draw()
     shown = fig.axes[:3]
     assert not fig.axes[3].axison
