@@ -40,7 +40,7 @@ def forked(*imports: str) -> Iterator[None]:
 
 
 class ForkedKernel(LocalProvisioner):
-    """A kernel on this machine as a fork; all else is as with a new process. Raises: OSError: nobody is there to fork."""
+    """A kernel on this machine as a fork; all else is as with a new process. Raises: OSError: no server."""
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
         self.process = _Fork([cmd[cmd.index("-f") :], kwargs["env"], kwargs.get("cwd") or os.getcwd()])
