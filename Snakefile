@@ -61,8 +61,8 @@ def seeds(wildcards):
 
 
 def gpus(wildcards):
-    trains = entry_of(STUDY, wildcards.method).classifier != "tfidf" and STUDY.runtime.device != "cpu"
-    return STUDY.runtime.processes if trains else 0
+    entry = entry_of(STUDY, wildcards.method)
+    return STUDY.runtime.processes if STUDY.runtime.device != "cpu" and (entry.reads_encoder or entry.uses_images) else 0
 
 
 def source_files(wildcards):
@@ -86,7 +86,7 @@ def pretrained(text, vision):
 def towers_read(wildcards):
     """What a classifier starts from: the encoder that a method adapted, or the study's; the vision tower."""
     made_by, entry = adapted_by(STUDY, wildcards.method), entry_of(STUDY, wildcards.method)
-    own = pretrained(not made_by and entry.classifier != "image", entry.uses_images)
+    own = pretrained(not made_by and entry.reads_encoder, entry.uses_images)
     adapted = f"encoders/{wildcards.dataset}/{made_by}/seed{{seed}}/config.json"
     return own + (expand(adapted, seed=wildcards.seed if SEED else STUDY.seeds) if made_by else [])
 

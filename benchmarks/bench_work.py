@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from icssl_lib import adapt, classify, deploy, finetune
 from icssl_lib.catalogue import Catalogue, split_hash
 from icssl_lib.config import Run, Study, SyntheticSource
-from icssl_lib.encoders import TextTower, VisionTower, embed_titles, load_text, load_vision, save_pretrained
+from icssl_lib.encoders import TextTower, VisionTower, embed_titles, load_text, load_vision, save_pretrained, tokenize
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
 from icssl_lib.images import all_cores
@@ -166,8 +166,7 @@ def ours_predict(shape: str, n: int, **options: Any) -> list[float]:
     accelerator = make_accelerator(settings.runtime)
 
     def read(products: pd.DataFrame) -> None:
-        inputs = finetune.Products(products.assign(image_row=-1), tokenizer, TOKENS, store=None)
-        finetune.predict(model, inputs, len(products), accelerator)
+        finetune.outputs(model, tokenize(tokenizer, list(products.title), TOKENS), accelerator).softmax(-1)
 
     with fast(model, settings.runtime.fast):  # as a classifier that was trained is read
         read(products.head(64))

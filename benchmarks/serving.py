@@ -36,11 +36,9 @@ DESIGNS = {
     "title_words": "Title + TF-IDF",
     "picture": "Picture",
     "late": "Title + picture (late)",
-    "joint": "Title + picture (joint)",
 }
 EXPORTS = ("title_onnx", "title_int8")  # onnxruntime serves them, on the CPU
-# what serves a kind of classifier
-SERVES = {"finetune": "title", "distilled": "title", "image": "picture", "late": "late", "joint": "joint"}
+SERVES = {"finetune": "title", "distilled": "title", "late": "late"}  # what serves a kind of classifier
 COSTS = ["p50_ms", "p99_ms", "items_per_s", "peak_mb", "model_mb", "bytes_per_request", "gflops"]
 WARM = 2  # calls before any is timed: the first ones fill caches
 COUNTED = 16  # products at least over which operations are averaged, since titles differ in length
@@ -53,20 +51,18 @@ class Models:
     """Where the contestants come from.
 
     classifier: the text-only classifier, a Hugging Face folder, with TF-IDF in it where the method has it. fp32, int8:
-    its exports. vision: the tower that the models with pictures get, None where titles have no pictures. pooling: of
-    titles in the joint model.
+    its exports. vision: the tower that the models with pictures get, None where titles have no pictures.
     """
 
     classifier: Path
     fp32: Path
     int8: Path
     vision: "VisionConfig | None" = None
-    pooling: str = "mean"
 
     def designs(self, pictures: bool) -> list[str]:
         """Those in DESIGNS that can be served from here."""
         words, pictures = (self.classifier / "lexical.json").is_file(), pictures and self.vision is not None
-        able = dict.fromkeys(("picture", "late", "joint"), pictures) | {"title_words": words}
+        able = dict.fromkeys(("picture", "late"), pictures) | {"title_words": words}
         return [what for what in DESIGNS if able.get(what, True)]
 
 
@@ -121,43 +117,33 @@ class PictureClassifier:
     Heads that see pictures have random weights, and ``late`` averages with equal weights: what an answer costs does not
     depend on what a weight is. Pictures are decoded and resized in the call.
 
-    Args: what: picture, late or joint.
+    Args: what: picture or late.
     """
 
     def __init__(self, what: str, models: Models, device: str = "cpu") -> None:
         import torch
 
-        from icssl_lib.encoders import TextTower, VisionTower, load_text, load_vision
-        from icssl_lib.finetune import DualEncoderClassifier
+        from icssl_lib.encoders import VisionTower, load_vision
 
-        labels, self.max_tokens = settings_of(models.classifier)
         self.title = TitleClassifier(models.classifier, device, words=False) if what == "late" else None
-        self.size, self.device, text = models.vision.image_size, device, None
-        if what == "joint":
-            backbone, self.tokenizer = load_text(str(models.classifier))
-            text = TextTower(backbone, models.pooling, projection_dim=1, depth=0)
+        self.size, self.device, labels = models.vision.image_size, device, settings_of(models.classifier)[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            vision = VisionTower(load_vision(models.vision), 1, depth=0, size=self.size)
-            self.model = DualEncoderClassifier(text, vision, len(labels)).eval().requires_grad_(False).to(device)
+            tower = VisionTower(load_vision(models.vision), len(labels), depth=1, size=self.size)
+            self.model = tower.eval().requires_grad_(False).to(device)
 
     def __call__(self, titles: Sequence[str], jpegs: Sequence[bytes]) -> np.ndarray:
         import torch
 
-        from icssl_lib.encoders import tokenize
-
         pixels = torch.from_numpy(np.stack([decode(jpeg, self.size) for jpeg in jpegs])).to(self.device)
-        tokens = tokenize(self.tokenizer, list(titles), self.max_tokens) if self.model.text else {}
-        tokens = {name: rows.to(self.device) for name, rows in tokens.items()}
         with torch.inference_mode():
-            shown = torch.ones(len(jpegs), dtype=torch.bool, device=self.device)
-            answer = self.model(pixels=pixels, shown=shown, **tokens).softmax(-1).cpu().numpy()
+            answer = self.model(pixels).softmax(-1).cpu().numpy()
         return (answer + self.title(titles)) / 2 if self.title else answer
 
 
 def load(what: str, models: Models, device: str = "cpu", threads: int = 1) -> Answer:
     """A contestant, a name in DESIGNS."""
-    if what in ("picture", "late", "joint"):
+    if what in ("picture", "late"):
         return PictureClassifier(what, models, device)
     if what in EXPORTS:
         answer = OnnxClassifier(models.fp32 if what == "title_onnx" else models.int8, threads)
@@ -170,7 +156,7 @@ def model_mb(what: str, models: Models, answer: Answer) -> float:
     """Weights as files hold them, in 1e6 bytes."""
     folder = {"title_onnx": models.fp32, "title_int8": models.int8}.get(what, models.classifier)
     names = "model.onnx*" if what in EXPORTS else "*.safetensors" if what == "title_words" else "model*.safetensors"
-    titles = sum(file.stat().st_size for file in folder.glob(names)) * (what not in ("picture", "joint"))
+    titles = sum(file.stat().st_size for file in folder.glob(names)) * (what != "picture")
     towers = answer.model.state_dict().values() if isinstance(answer, PictureClassifier) else []
     return (titles + sum(weights.nbytes for weights in towers)) / 1e6
 
@@ -331,6 +317,7 @@ def accuracy_against_cost(
     towers = {name for name, variant in study.variants.items() if variant.settings.keys() & {"text", "vision"}}
     entries = {m: entry_of(study, m) for m in known["method"].unique() if m not in towers}
     serves = {m: "title_words" if entry.lexical else SERVES.get(entry.classifier) for m, entry in entries.items()}
+    serves |= {m: "picture" for m, entry in entries.items() if entry.features == ("picture",)}
     served = pd.DataFrame({"method": serves.keys(), "what": serves.values()}).dropna()
     first = cost[(cost["batch"] == batch) & (cost["device"] == cost["device"].iloc[0])]
     if absent := list(served[~served["what"].isin(first["what"])]["method"]):

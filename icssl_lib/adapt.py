@@ -1,5 +1,6 @@
 """The SSL stage: adapt the text encoder on the SSL part, whose labels are never read. Build, pairs, train, measure."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +29,7 @@ from icssl_lib.fast.cuda_graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.gradcache import cached
 from icssl_lib.fast.processes import in_processes, local_rows, make_accelerator, sum_gradients
 from icssl_lib.fast.unpad import fast
-from icssl_lib.files import written_whole
+from icssl_lib.files import locked, written_whole
 from icssl_lib.methods import Method, entry_of
 from icssl_lib.remedies import load_words
 
@@ -77,19 +78,34 @@ class ImageSource:
     """Pictures of store rows as a batch on the device: pixels, or the features of a frozen tower, computed once."""
 
     def __init__(self, catalogue: Catalogue, vision: VisionTower, accelerator: Accelerator) -> None:
-        self.source, self.device, rows = catalogue.images, accelerator.device, np.arange(len(catalogue.images))
-        if self.device.type == "cuda" and 2 * self.source.nbytes < torch.cuda.mem_get_info(self.device)[0]:
-            self.source = torch.tensor(self.source[rows], device=self.device)  # less than half of what is free
+        self.source, self.device = catalogue.images, accelerator.device
         if vision.frozen:
-            vision.eval()
-            parts = np.array_split(rows, max(1, len(rows) // 64))
-            with torch.no_grad(), accelerator.autocast():
-                self.source = torch.cat([vision.embed(self[part]).float() for part in tqdm(parts, desc="features")])
+            self.source = picture_features(catalogue, vision, accelerator).to(self.device)
+        elif self.device.type == "cuda" and 2 * self.source.nbytes < torch.cuda.mem_get_info(self.device)[0]:
+            self.source = torch.tensor(self.source[:], device=self.device)  # less than half of what is free
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
         if isinstance(self.source, Tensor):
             return self.source[torch.as_tensor(rows, device=self.source.device)]
         return torch.tensor(self.source[rows], device=self.device)
+
+
+@torch.no_grad()
+def picture_features(catalogue: Catalogue, vision: VisionTower, accelerator: Accelerator) -> Tensor:
+    """What a vision tower that does not train makes of all pictures of the store: float32 (rows, F), on the CPU. They
+    are kept beside the store under a hash of the tower's weights: a picture is looked at once, whoever asks."""
+    key = hashlib.sha256(f"{vision.size} {accelerator.mixed_precision} {catalogue.split_hash}".encode())
+    for weight in vision.backbone.state_dict().values():
+        key.update(weight.cpu().contiguous().numpy().tobytes())
+    path = catalogue.folder / f"images.npy.{key.hexdigest()[:16]}.npy"
+    with locked(path.with_suffix(".lock")):  # jobs that ask at the same time wait for the first
+        if not path.is_file():
+            vision.eval()
+            parts = np.array_split(catalogue.images, max(1, len(catalogue.images) // 64))
+            pixels = (torch.tensor(part, device=accelerator.device) for part in tqdm(parts, desc="features"))
+            with accelerator.autocast(), written_whole(path) as partial, partial.open("wb") as file:
+                np.save(file, torch.cat([vision.embed(part).float().cpu() for part in pixels]).numpy())
+    return torch.from_numpy(np.load(path))
 
 
 def pair_batches(
@@ -122,6 +138,11 @@ def prepared(
 ) -> tuple[Optimizer, LRScheduler]:
     """Optimizer and schedule of a training of ``steps``; from here on each process draws dropout of its own."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    if getattr(config, "body_lr", None):
+        last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+        head = list(last.parameters())
+        body = [p for p in trained if not any(p is h for h in head)]
+        trained = [{"params": body, "lr": config.body_lr}, {"params": head}]
     optimizer = kind(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
     if accelerator.process_index:

@@ -1,14 +1,13 @@
 """One classifier of a method on one fraction of Train, and its reading of Test."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
 
-from icssl_lib.baselines import image, late, nearest_titles, tfidf
+from icssl_lib.baselines import frozen, labelled, late, nearest_titles, oracle
 from icssl_lib.catalogue import Catalogue, head_tail, train_subset
 from icssl_lib.config import Run, Study
 from icssl_lib.encoders import save_pretrained
@@ -20,9 +19,9 @@ from icssl_lib.metrics import scores as scores_of
 from icssl_lib.recommended import distilled, named, with_words
 from icssl_lib.remedies import flipped
 
-CLASSIFIERS = {  # each takes a task and labelled products, and returns a `Read`
-    "finetune": fit, "distilled": distilled, "tfidf": tfidf, "knn": nearest_titles,
-    "image": image, "late": late, "joint": partial(fit, kind="joint"),
+CLASSIFIERS = {  # each takes a task, labelled products and, if any, a method's features, and returns a `Read`
+    "finetune": fit, "distilled": distilled, "late": late, "frozen": frozen, "knn": nearest_titles,
+    "labelled": labelled, "oracle": oracle,
 }  # fmt: skip
 
 
@@ -67,7 +66,7 @@ def _classify(task: Task, entry: Method, fraction: float, keep: Path | None) -> 
     n_train = len(train)
     if config.label_names or entry.names:
         train = pd.concat([train, named(labels)], ignore_index=True)
-    read = CLASSIFIERS[entry.classifier](task, train)
+    read = CLASSIFIERS[entry.classifier](task, train, *[entry.features] * bool(entry.features))
     words = Lexical.fit(list(train.title), list(train.label), labels) if entry.lexical else None
     if keep is not None and entry.classifier in ("finetune", "distilled") and PartialState().is_main_process:
         read.tokenizer.model_max_length = task.study.text.max_tokens

@@ -88,7 +88,7 @@ class AmazonSource(Strict):
 
 class TextConfig(Strict):
     model: str = "pretrained"  # hub name, folder, or "pretrained": what this study's `pretrain` section makes
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "pooler"] = "mean"  # pooler: what a BERT classifier reads, made of the first token
     max_tokens: Annotated[int, Field(ge=4)] = 32
 
 
@@ -128,6 +128,9 @@ class FinetuneConfig(Strict):
     label_noise: Share = 0.0  # of Train's labels that are made wrong
     imbalance: Literal["none", "logit_adjusted", "class_balanced", "two_stage"] = "none"
     label_names: bool = False  # True: each label's name is one more title of its own
+    probe_first: bool = False
+    probe_c: PositiveFloat = 10
+    body_lr: PositiveFloat | None = None
     head: Literal["transformers", "mean"] = "transformers"  # "mean": linear layer on mean-pooled tokens
     fractions: Annotated[list[Fraction], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Fraction] = [1.0]  # fractions whose weights are saved

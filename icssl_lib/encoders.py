@@ -15,7 +15,7 @@ from icssl_lib.config import TextConfig, VisionConfig, nearest
 from icssl_lib.files import folder_written_whole
 
 # Tensors by name: input_ids and attention_mask (N, T). To adapt also images uint8 (N, S, S, 3), or features (N, F) of a
-# frozen tower, and groups (N,), equal for equal titles; to classify see `finetune.Products`.
+# frozen tower, and groups (N,), equal for equal titles; to classify target, (N,) or (N, C), and weight.
 Batch = dict[str, Tensor]
 
 
@@ -47,9 +47,10 @@ class TextTower(nn.Module):
         self.projection = projection(backbone.config.hidden_size, projection_dim, depth)
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (N, T, H)
-        if self.pooling == "cls":
-            return hidden[:, 0]
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
+        hidden = output.last_hidden_state  # (N, T, H)
+        if self.pooling != "mean":
+            return output.pooler_output if self.pooling == "pooler" else hidden[:, 0]
         weights = attention_mask[..., None].to(hidden.dtype)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)  # the mean over real tokens
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.optim import Adam, Optimizer
@@ -21,7 +21,7 @@ from icssl_lib import encoders
 from icssl_lib.adapt import plain_step, prepared
 from icssl_lib.catalogue import Catalogue
 from icssl_lib.config import Study, VisionConfig
-from icssl_lib.encoders import Batch, TextTower, VisionTower, logits, take, tokenize
+from icssl_lib.encoders import Batch, TextTower, logits, take, tokenize
 from icssl_lib.fast.checkpoint import Checkpoint, resumable
 from icssl_lib.fast.cuda_graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.processes import local_rows, make_accelerator
@@ -51,74 +51,41 @@ class Task:
     checkpoint: Path | None = None
 
 
-class DualEncoderClassifier(nn.Module):
-    """A linear layer on the pooled features of a title (``finetune.head: mean``), a picture, or both side by side. Of
-    tokens (N, T) where there is a text tower, pixels uint8 (N, S, S, 3) and shown bool (N,) where there is a vision
-    tower, it makes logits (N, C). A product without a picture has zeros for its picture's features."""
+class MeanClassifier(nn.Module):
+    """A linear layer on the mean of a title's tokens (``head: mean``). Call: tokens (N, T) -> logits (N, C)."""
 
-    def __init__(self, text: TextTower | None, vision: VisionTower | None, n_labels: int, dropout: float = 0) -> None:
+    def __init__(self, backbone: nn.Module, n_labels: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.text, self.vision, self.dropout = text, vision, nn.Dropout(dropout)
-        width = (text.backbone.config.hidden_size if text else 0) + (vision.backbone.num_features if vision else 0)
-        self.classifier = nn.Linear(width, n_labels)
+        self.text, self.dropout = TextTower(backbone, "mean", projection_dim=1, depth=0), nn.Dropout(dropout)
+        self.classifier = nn.Linear(backbone.config.hidden_size, n_labels)
 
-    def forward(self, pixels: Tensor | None = None, shown: Tensor | None = None, **tokens: Tensor) -> Tensor:
-        features = [self.vision.embed(pixels) * shown[:, None]] if self.vision else []  # (N, F)
-        if self.text:
-            features.insert(0, self.text.embed(**tokens))  # (N, H)
-        return self.classifier(self.dropout(torch.cat(features, dim=1)))
-
-
-class Products:
-    """What a classifier reads of products: titles where there is a tokenizer, pictures where there is a store."""
-
-    def __init__(self, products: pd.DataFrame, tokenizer, max_tokens: int, store: np.ndarray | None) -> None:
-        self.tokens = tokenize(tokenizer, list(products.title), max_tokens) if tokenizer else None
-        self.rows, self.store = products.image_row.to_numpy(), store
-
-    def batch(self, index: Tensor, multiple: int = 1) -> Batch:
-        """Tensors of the products at ``index`` (n,); pixels of one without a picture are any, and not ``shown``."""
-        batch = take(self.tokens, index, "cpu", multiple) if self.tokens else {}
-        if self.store is not None:
-            rows = self.rows[index.numpy()]
-            batch |= {"pixels": torch.tensor(self.store[np.maximum(rows, 0)]), "shown": torch.tensor(rows >= 0)}
-        return batch
+    def forward(self, **tokens: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.text.embed(**tokens)))
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A classifier and how it is shown products (see `Products`). Call: `Read`."""
+    """A title classifier and its tokenizer. Call: `Read`."""
 
     model: nn.Module
     tokenizer: object
-    store: np.ndarray | None
     study: Study
     accelerator: Accelerator
 
-    def products(self, table: pd.DataFrame) -> Products:
-        return Products(table, self.tokenizer, self.study.text.max_tokens, self.store)
+    def tokens(self, products: pd.DataFrame) -> Batch:
+        return tokenize(self.tokenizer, list(products.title), self.study.text.max_tokens)
 
-    def __call__(self, table: pd.DataFrame) -> np.ndarray:
+    def __call__(self, products: pd.DataFrame) -> np.ndarray:
         with fast(self.model, self.study.runtime.fast):
-            return predict(self.model, self.products(table), len(table), self.accelerator)
+            return outputs(self.model, self.tokens(products), self.accelerator).softmax(-1).double().numpy()
 
 
-def build(kind: str, start: Start, labels: list[str], study: Study) -> nn.Module:
-    """A classifier with a last layer drawn anew. kind: "finetune" reads titles, "image" pictures, "joint" both."""
-    if kind == "finetune" and study.finetune.head == "transformers":
-        names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-        return AutoModelForSequenceClassification.from_pretrained(start.encoder, dtype=torch.float32, **names)
-    text = vision = None
-    if kind != "image":
-        pooling = "mean" if kind == "finetune" else study.text.pooling
-        text = TextTower(encoders.load_text(start.encoder)[0], pooling, projection_dim=1, depth=0)
-    if kind != "finetune":
-        vision = VisionTower(encoders.load_vision(start.vision), 1, depth=0, size=start.vision.image_size)
-        if start.towers:
-            kept, prefix = load_file(start.towers), "vision.backbone."
-            adapted = {name.removeprefix(prefix): w for name, w in kept.items() if name.startswith(prefix)}
-            vision.backbone.load_state_dict(adapted)
-    return DualEncoderClassifier(text, vision, len(labels), dropout=0.1 if kind == "finetune" else 0)
+def build(encoder: str, labels: list[str], study: Study) -> nn.Module:
+    """A classifier of titles with a last layer drawn anew. encoder: a folder or hub name."""
+    if study.finetune.head == "mean":
+        return MeanClassifier(encoders.load_text(encoder)[0], len(labels))
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    return AutoModelForSequenceClassification.from_pretrained(encoder, dtype=torch.float32, **names)
 
 
 def train(
@@ -137,18 +104,15 @@ def train(
         raise FloatingPointError(f"fine-tuning diverged: the loss is {loss.item()}; lower finetune.lr")
 
 
-def fit(
-    task: Task, train_set: pd.DataFrame, kind: str = "finetune", soft: np.ndarray | None = None, beside: str = ""
-) -> Reader:
-    """Cross-entropy on all weights with Adam (Chen & Chou, 2022, section 4) on labelled products, each with a picture
-    for "image". kind: see `build`. soft: a teacher's probabilities of the SSL part's products, float32 (M, C), trained
-    on beside the labels. beside: tells this training's checkpoint from the task's others."""
+def fit(task: Task, train_set: pd.DataFrame, soft: np.ndarray | None = None, beside: str = "") -> Reader:
+    """Cross-entropy on all weights with Adam (Chen & Chou, 2022, section 4) on labelled titles. soft: a teacher's
+    probabilities of the SSL part's products, float32 (M, C), trained on beside the labels. beside: tells this
+    training's checkpoint from the task's others."""
     study, config, labels = task.study, task.study.finetune, task.catalogue.labels
     accelerator = make_accelerator(study.runtime)
     set_seed(task.seed)
-    tokenizer = None if kind == "image" else AutoTokenizer.from_pretrained(task.start.encoder)
-    model = build(kind, task.start, labels, study).to(accelerator.device)
-    read = Reader(model, tokenizer, None if kind == "finetune" else task.catalogue.images, study, accelerator)
+    model = build(task.start.encoder, labels, study).to(accelerator.device)
+    read = Reader(model, AutoTokenizer.from_pretrained(task.start.encoder), study, accelerator)
     target = torch.tensor(pd.Index(labels).get_indexer(train_set.label))  # (N,)
     # Logit adjustment (Menon et al., 2021), (C,): one more of each class, so that none is impossible
     prior = (target.bincount(minlength=len(labels)) + 1).log().to(accelerator.device)
@@ -157,6 +121,9 @@ def fit(
         target = torch.cat([one_hot(target, len(labels)).float(), torch.from_numpy(soft)])  # (N + M, C)
     stages = 2 if config.imbalance == "two_stage" else 1
     epochs, steps = config.steps(len(train_set))  # of a stage
+    tokens = read.tokens(train_set)
+    if config.probe_first:
+        probe(model, tokens, target, config.probe_c, accelerator)
     optimizer, schedule = prepared(Adam, model, config, stages * steps, accelerator)
     begun = []  # the second stage
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "begun": begun}
@@ -171,8 +138,8 @@ def fit(
         return rows.split(config.batch_size)
 
     rows = resumable(stages * epochs, order, torch.Generator().manual_seed(task.seed), checkpoint)
-    capture = kind == "finetune" and stages == 1 and can_capture(study.runtime, accelerator)
-    batches = _batches(rows, read.products(train_set), target, accelerator, LENGTHS if capture else 1)
+    capture = stages == 1 and can_capture(study.runtime, accelerator)
+    batches = _batches(rows, tokens, target, accelerator, LENGTHS if capture else 1)
     loss_fn = partial(_loss, prior=prior if config.imbalance == "logit_adjusted" else 0)
     with fast(model, study.runtime.fast) as packing:
         step = partial(plain_step, accelerator=accelerator)
@@ -183,14 +150,14 @@ def fit(
 
 
 def _batches(
-    rows: Iterable[tuple[int, Tensor]], products: Products, target: Tensor, accelerator: Accelerator, multiple: int
+    rows: Iterable[tuple[int, Tensor]], tokens: Batch, target: Tensor, accelerator: Accelerator, multiple: int
 ) -> Iterator[tuple[int, Batch]]:
     """From a batch's rows to the tensors of this process's share of them, and its weight in the batch's mean."""
     for epoch, index in rows:
         own = local_rows(index, accelerator)
         weight = torch.tensor(len(own) / len(index))
         own = own if len(own) else index[:1]  # a process without a row goes along, at weight 0
-        yield epoch, products.batch(own, multiple) | {"target": target[own], "weight": weight}
+        yield epoch, take(tokens, own, "cpu", multiple) | {"target": target[own], "weight": weight}
 
 
 def _loss(model: nn.Module, batch: Batch, prior: Tensor | int) -> Tensor:
@@ -199,18 +166,30 @@ def _loss(model: nn.Module, batch: Batch, prior: Tensor | int) -> Tensor:
     return cross_entropy(scores + prior, batch["target"]) * batch["weight"]
 
 
+def probe(model: nn.Module, tokens: Batch, target: Tensor, c: float, accelerator: Accelerator) -> None:
+    """Linear probing before fine-tuning (Kumar et al., 2022): the last layer becomes the logistic regression on what it
+    reads of the encoder as it comes. target: labels' numbers (N,)."""
+    name, layer = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1]
+    model.set_submodule(name, nn.Identity())
+    rows = outputs(model, tokens, accelerator).numpy()  # (N, H)
+    model.set_submodule(name, layer)
+    scale = np.linalg.norm(rows, axis=1).mean()
+    if len(seen := target.unique()) > 2:
+        found = LogisticRegression(C=c, max_iter=1000).fit(rows / scale, target)
+        with torch.no_grad():
+            layer.weight.zero_()
+            layer.bias.fill_(float(found.intercept_.min()))
+            layer.weight[seen] = torch.tensor(found.coef_ / scale, dtype=torch.float32)
+            layer.bias[seen] = torch.tensor(found.intercept_, dtype=torch.float32)
+
+
 @torch.inference_mode()
-def predict(model: nn.Module, products: Products, n: int, accelerator: Accelerator) -> np.ndarray:
-    """Class probabilities of ``n`` products in their order: float64 (n, C)."""
+def outputs(model: nn.Module, tokens: Batch, accelerator: Accelerator) -> Tensor:
+    """Logits (N, C) of titles' tokens (N, T), without dropout: float32, on the CPU."""
     model.eval()
-
-    def read(rows: Tensor) -> Tensor:
-        batch = {name: x.to(accelerator.device) for name, x in products.batch(rows).items()}
-        return logits(model, batch).float().softmax(-1)
-
-    lengths = products.tokens["attention_mask"].sum(dim=1) if products.tokens else torch.zeros(n)
     with accelerator.autocast():
-        return encoders.by_length(lengths, read).double().numpy()
+        lengths = tokens["attention_mask"].sum(dim=1)
+        return encoders.by_length(lengths, lambda rows: logits(model, take(tokens, rows, accelerator.device)).float())
 
 
 def accuracy(probability: np.ndarray, products: pd.DataFrame, labels: list[str]) -> float:

@@ -69,7 +69,8 @@ class Method:
     title: str  # for people
     loss: "Callable[[Towers, Batch, AdaptConfig], Tensor] | None" = None  # None: the encoder as it comes
     pictures: Literal["none", "own", "shuffled"] = "none"  # shuffled: of other products, drawn once per seed
-    classifier: Literal["finetune", "tfidf", "knn", "image", "late", "joint", "distilled"] = "finetune"
+    classifier: Literal["finetune", "distilled", "late", "frozen", "knn", "labelled", "oracle"] = "finetune"
+    features: tuple[str, ...] = ()  # what a classifier of frozen features reads: `baselines.FEATURES`
     encoder: str | None = None  # another method, whose encoder (and vision tower) this one classifies with
     names: bool = False  # each label's name is one more title of its own, as `finetune.label_names`
     lexical: bool = False  # TF-IDF of the same titles answers with it: the geometric mean of both
@@ -81,28 +82,43 @@ class Method:
 
     @property
     def uses_images(self) -> bool:
-        return self.classifier in ("image", "late", "joint")
+        return self.classifier == "late" or "picture" in self.features
+
+    @property
+    def reads_encoder(self) -> bool:
+        return self.classifier in ("finetune", "distilled", "late") or "title" in self.features
 
 
 # Labels' names are titles too, and a title classifier is its own teacher on the SSL part. Recommended: with TF-IDF.
 _NAMED = {"classifier": "distilled", "names": True}
 _RECOMMENDED = {**_NAMED, "lexical": True}
+_NGRAMS, _PROBE = ({"classifier": "frozen", "features": features} for features in (("words", "ngrams"), ("title",)))
 
 METHODS: dict[str, Method] = {
     "origin": Method("BERT (origin)"),
     "simcse": Method("SimCSE", simcse),
     "convirt": Method("ConVIRT", convirt, pictures="own"),
     "convirt_shuffled": Method("ConVIRT, shuffled pairs (control)", convirt, pictures="shuffled"),
-    "tfidf": Method("TF-IDF + logistic regression", classifier="tfidf"),
+    "origin_names": Method("BERT (origin), names", names=True),
+    "convirt_names": Method("ConVIRT, names", encoder="convirt", names=True),
+    "tfidf": Method("TF-IDF", classifier="frozen", features=("words",)),
+    "ngrams": Method("TF-IDF, n-grams", **_NGRAMS),
+    "ngrams_names": Method("TF-IDF, n-grams, names", names=True, **_NGRAMS),
+    "probe": Method("Frozen origin", **_PROBE),
+    "probe_names": Method("Frozen origin, names", names=True, **_PROBE),
+    "probe_convirt": Method("Frozen ConVIRT", encoder="convirt", **_PROBE),
+    "probe_convirt_names": Method("Frozen ConVIRT, names", encoder="convirt", names=True, **_PROBE),
+    "probe_shuffled": Method("Frozen ConVIRT, shuffled pairs (control)", encoder="convirt_shuffled", **_PROBE),
     "mlm": Method("Masked LM", mlm, words=True),
     "convirt_simcse": Method("ConVIRT + SimCSE", convirt_simcse, pictures="own"),
     "convirt_mlm": Method("ConVIRT + masked LM", convirt_mlm, pictures="own", words=True),
-    "knn": Method("k nearest (origin)", classifier="knn"),
-    "knn_convirt": Method("k nearest (ConVIRT)", classifier="knn", encoder="convirt"),
-    "image": Method("Picture alone", classifier="image"),
+    "knn": Method("k nearest (origin)", classifier="knn", features=("title",)),
+    "knn_convirt": Method("k nearest (ConVIRT)", classifier="knn", features=("title",), encoder="convirt"),
+    "image": Method("Picture alone", classifier="frozen", features=("picture",)),
     "dual_late": Method("Title + picture (late)", classifier="late"),
-    "dual_joint": Method("Title + picture (joint)", classifier="joint"),
     "dual_convirt": Method("Title + picture (late, ConVIRT)", classifier="late", encoder="convirt"),
+    "labelled": Method("Ceiling: the class has a label", classifier="labelled"),
+    "oracle": Method("Ceiling: title oracle", classifier="oracle", features=("words", "ngrams")),
     "convirt_sigmoid": Method("ConVIRT, sigmoid loss", convirt_sigmoid, pictures="own"),
     "self_trained": Method("ConVIRT, self-training", classifier="distilled", encoder="convirt"),
     "self_trained_names": Method("ConVIRT, names, self-training", encoder="convirt", **_NAMED),

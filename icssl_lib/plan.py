@@ -1,5 +1,5 @@
 """What a study costs, before it runs: steps, FLOPs and hours, measured on its titles and blank pictures (`make plan`).
-Not counted: queues, pretraining (a minute), TF-IDF, k-NN, remedies of `finetune`, features of a frozen tower, reading.
+Not counted: queues, pretraining (a minute), classifiers of frozen features, remedies of `finetune`, reading.
 """
 
 import tempfile
@@ -56,30 +56,27 @@ def trainings_of(study: Study, products: pd.DataFrame) -> list[tuple[str, str, s
         names = products.label.nunique() * (entry.names or config.label_names)
         labelled = [int(np.ceil(f * (products.part == "train").sum())) + names for f in config.fractions]
         steps, student = (seeds * sum(config.steps(n + more)[1] for n in labelled) for more in (0, ssl.sum()))
-        kinds = {"late": ["finetune", "image"], "tfidf": [""], "knn": [""], "distilled": ["finetune"]}
-        for kind in kinds.get(entry.classifier, [entry.classifier]):
-            rows.append(("finetune", method, kind, steps if kind else 0))
+        trains = entry.classifier in ("finetune", "distilled", "late")
+        rows.append(("finetune", method, "finetune", steps) if trains else ("finetune", method, "", 0))
         rows += [("finetune", method, "finetune", student)] * (entry.classifier == "distilled")
     return rows
 
 
 def step_cost(study: Study, kind: str, titles: list[str]) -> tuple[float, float]:
-    """FLOPs and seconds (NaN: its GPU is not here) of a step. kind: a method that adapts, or as of `finetune.build`."""
+    """FLOPs and seconds (NaN: its GPU is not here) of a step. kind: a method that adapts, or "finetune"."""
     own, absent = study.of(kind), study.runtime.device == "cuda" and not torch.cuda.is_available()
     runtime = study.runtime.model_copy(update={"device": "cpu", "precision": "no"} if absent else {})
-    accelerator, adapts = make_accelerator(runtime), kind not in ("finetune", "image", "joint")
+    accelerator, adapts = make_accelerator(runtime), kind != "finetune"
     n, size = (own.adapt if adapts else own.finetune).batch_size, own.vision.image_size
     tokens = tokenize(AutoTokenizer.from_pretrained(own.text.model), titles[:n], own.text.max_tokens)
-    pixels = torch.zeros(n, size, size, 3, dtype=torch.uint8)
     if adapts:
         model, loss_fn = adapt.build(own, entry_of(own, kind))[0], partial(entry_of(own, kind).loss, config=own.adapt)
         frozen = model.vision and model.vision.frozen
-        batch = tokens | {"images": torch.zeros(n, model.vision.backbone.num_features) if frozen else pixels}
+        shape = (n, model.vision.backbone.num_features) if frozen else (n, size, size, 3)
+        batch = tokens | {"images": torch.zeros(shape, dtype=torch.float32 if frozen else torch.uint8)}
     else:
-        model = finetune.build(kind, finetune.Start(own.text.model, own.vision), ["a", "b"], own)
+        model, batch = finetune.build(own.text.model, ["a", "b"], own), tokens
         loss_fn = lambda model, batch: logits(model, batch).mean()  # noqa: E731
-        pictures = {"pixels": pixels, "shown": torch.ones(n, dtype=torch.bool)}
-        batch = {"finetune": tokens, "image": pictures, "joint": tokens | pictures}[kind]
     model, plain = model.to(accelerator.device), partial(adapt.plain_step, accelerator=accelerator)
     optimizer, schedule = adapt.prepared(torch.optim.AdamW, model, own.adapt, 14, accelerator)
     train = partial(adapt.train, model, loss_fn=loss_fn, optimizer=optimizer, schedule=schedule, history=[])

@@ -160,7 +160,7 @@ def test_the_table_has_a_row_per_contestant_and_batch(cost):
     assert (cost.design == cost.what.map(DESIGNS)).all()
     for _, of in cost.set_index("what").groupby("batch"):
         for column in ("gflops", "bytes_per_request", "model_mb"):
-            assert (of.loc[["late", "joint"], column] > of.loc["title", column]).all()
+            assert of.loc["late", column] > of.loc["title", column]
         assert of.gflops.filter(like="title").nunique() == 1
         assert of.gflops["late"] == pytest.approx(of.gflops["title"] + of.gflops["picture"])
         assert of.bytes_per_request["late"] == of.bytes_per_request["title"] + of.bytes_per_request["picture"]
@@ -195,10 +195,10 @@ def results(methods: list[str]) -> pd.DataFrame:
 
 def test_each_method_has_the_cost_of_what_it_is_served_by(cost, tiny_text, tiny_vision):
     study = toys.study(tiny_text, tiny_vision)
-    methods = ["origin", "convirt", "tfidf", "image", "dual_joint", "dual_late", "recommended"]
+    methods = ["origin", "convirt", "tfidf", "image", "dual_late", "recommended"]
     table = serving.accuracy_against_cost(cost, results(methods), study)
     first = table[table.fraction == 0.2].set_index("method")
-    expected = {"origin": "title", "convirt": "title", "image": "picture", "dual_late": "late", "dual_joint": "joint"}
+    expected = {"origin": "title", "convirt": "title", "image": "picture", "dual_late": "late"}
     assert first.what[first.index.notna()].to_dict() == expected | {"recommended": "title_words"}
     assert set(first.what[first.index.isna()]) == set(serving.EXPORTS)
     assert first.accuracy["convirt"] == pytest.approx(0.3 + 0.2 / 3 + 1 / 50)

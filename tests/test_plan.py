@@ -51,7 +51,7 @@ def test_flops_of_a_toy_are_a_hand_count(tiny_text, tiny_vision):
 
     text = 3 * block(tokens, 32, 64)  # training is three times forward; of pixels nobody needs a gradient
     image = 2 * 2 * patches * 3 * 16 * 16 * 32 + 3 * block(patches + 1, 32, 128)
-    for kind, row in {"image": image, "joint": text + image, "simcse": 2 * text}.items():
+    for kind, row in {"convirt": text + image, "simcse": 2 * text}.items():
         flops, seconds = step_cost(study, kind, titles)
         assert flops == pytest.approx(8 * row, rel=0.1), kind  # heads are small
         assert 0 < seconds < 1
