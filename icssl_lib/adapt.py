@@ -22,7 +22,7 @@ from transformers import get_scheduler
 from icssl_lib import encoders, losses
 from icssl_lib.catalogue import Catalogue, normalise_title
 from icssl_lib.config import AdaptConfig, FinetuneConfig, Run, Study
-from icssl_lib.encoders import Batch, TextTower, Towers, VisionTower, explained, take, tokenize
+from icssl_lib.encoders import Batch, PairScale, TextTower, Towers, VisionTower, explained, take, tokenize
 from icssl_lib.fast.checkpoint import Checkpoint, resumable
 from icssl_lib.fast.cuda_graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.gradcache import cached
@@ -41,7 +41,7 @@ class Adapted:
     tokenizer: object
     history: pd.DataFrame  # step, epoch, loss, seconds
     space: pd.DataFrame  # measure, value, when
-    rest: dict[str, Tensor]  # the other weights of `Towers`: projections and, with pictures, the vision backbone
+    rest: dict[str, Tensor]  # the other weights of `Towers`: projections, vision backbone, scale, where there are
 
 
 def build(study: Study, entry: Method) -> tuple[Towers, object]:
@@ -50,7 +50,8 @@ def build(study: Study, entry: Method) -> tuple[Towers, object]:
     text = TextTower(backbone, study.text.pooling, study.adapt.projection_dim, study.adapt.projection_depth)
     vision = build_vision(study) if entry.pictures != "none" else None
     words = load_words(study.text.model, backbone, tokenizer) if entry.words else None
-    return Towers(text, vision, words), tokenizer
+    scale = PairScale(study.adapt.temperature, study.adapt.batch_size) if entry.scaled else None
+    return Towers(text, vision, words, scale), tokenizer
 
 
 def build_vision(study: Study) -> VisionTower:

@@ -85,12 +85,31 @@ class VisionTower(nn.Module):
         return self.projection(x if self.frozen else self.embed(x))
 
 
-class Towers(nn.Module):
-    """The text tower and, for methods with pictures, the vision tower; words: a head on the text tower's encoder."""
+class PairScale(nn.Module):
+    """The scale and bias that the sigmoid loss learns (Zhai et al., 2023). The scale, held as its log, begins at
+    1 / ``temperature``; the bias at -log(N - 1), N the ``batch_size``: the log odds that a title and a picture of a
+    batch are a pair. Call: titles (N, ...) -> (N, 2), the same scale and bias for each title: gathered as embeddings
+    are."""
 
-    def __init__(self, text: TextTower, vision: VisionTower | None, words: nn.Module | None = None) -> None:
+    def __init__(self, temperature: float, batch_size: int) -> None:
         super().__init__()
-        self.text, self.vision, self.words = text, vision, words
+        self.log_scale = nn.Parameter(-torch.tensor(temperature).log())
+        self.bias = nn.Parameter(-torch.tensor(batch_size - 1.0).log())
+
+    def forward(self, titles: Tensor) -> Tensor:
+        return torch.stack([self.log_scale.exp(), self.bias]).repeat(len(titles), 1)
+
+
+class Towers(nn.Module):
+    """The text tower and, for methods with pictures, the vision tower; words: a head on the text tower's encoder;
+    scale: of the sigmoid loss."""
+
+    def __init__(
+        self, text: TextTower, vision: VisionTower | None, words: nn.Module | None = None,
+        scale: PairScale | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.text, self.vision, self.words, self.scale = text, vision, words, scale
 
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -55,11 +55,13 @@ def convirt_mlm(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Ten
 
 
 def convirt_sigmoid(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Tensor":
-    """Titles against their pictures, each pair judged alone (Zhai et al., 2023)."""
+    """Titles against their pictures, each pair judged alone, with a scale and bias that are learnt (Zhai et al.,
+    2023)."""
     from icssl_lib import losses
 
     text, image = towers.text(**tokens_of(batch)), towers.vision(batch["images"])
-    return losses.sigmoid(text, image, config.temperature, groups=batch.get("groups"))
+    scale, bias = towers.scale(batch["input_ids"]).unbind(dim=1)  # (N,) each
+    return losses.sigmoid(text, image, scale, bias, batch.get("groups"))
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Method:
     names: bool = False  # each label's name is one more title of its own, as `finetune.label_names`
     lexical: bool = False  # TF-IDF of the same titles answers with it: the geometric mean of both
     words: bool = False  # the loss guesses hidden words
+    scaled: bool = False  # the loss learns a scale and a bias of its cosines
 
     @property
     def adapts(self) -> bool:
@@ -103,7 +106,7 @@ METHODS: dict[str, Method] = {
     "dual_late": Method("Title + picture (late)", classifier="late"),
     "dual_joint": Method("Title + picture (joint)", classifier="joint"),
     "dual_convirt": Method("Title + picture (late, ConVIRT)", classifier="late", encoder="convirt"),
-    "convirt_sigmoid": Method("ConVIRT, sigmoid loss", convirt_sigmoid, pictures="own"),
+    "convirt_sigmoid": Method("ConVIRT, sigmoid loss", convirt_sigmoid, pictures="own", scaled=True),
     "self_trained": Method("ConVIRT, self-training", classifier="distilled", encoder="convirt"),
     "self_trained_names": Method("ConVIRT, names, self-training", encoder="convirt", **_NAMED),
     "recommended": Method("Recommended", encoder="convirt", **_RECOMMENDED),
