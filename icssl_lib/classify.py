@@ -18,7 +18,7 @@ from icssl_lib.lexical import Lexical
 from icssl_lib.methods import Method, entry_of
 from icssl_lib.metrics import scores as scores_of
 from icssl_lib.recommended import distilled, named, with_words
-from icssl_lib.remedies import flipped
+from icssl_lib.remedies import confusable, flipped
 
 CLASSIFIERS = {  # each takes a task and labelled products, and returns a `Read`
     "finetune": fit, "distilled": distilled, "tfidf": tfidf, "knn": nearest_titles,
@@ -63,7 +63,10 @@ def _classify(task: Task, entry: Method, fraction: float, keep: Path | None) -> 
     before = catalogue.handed["test"]
     train = train_subset(catalogue.part("train"), fraction, task.seed)
     if config.label_noise:
-        train = train.assign(label=flipped(train.label, labels, config.label_noise, task.seed))
+        whole, towards = catalogue.part("train"), None  # whole, so that nested fractions get the same wrong labels
+        if config.noise_towards == "similar":
+            towards = confusable(tuple(whole.title), tuple(whole.label), tuple(labels))
+        train = train.assign(label=flipped(train.label, labels, config.label_noise, task.seed, towards))
     n_train = len(train)
     if config.label_names or entry.names:
         train = pd.concat([train, named(labels)], ignore_index=True)

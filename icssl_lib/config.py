@@ -126,6 +126,7 @@ class FinetuneConfig(Strict):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: Share = 0.0
     label_noise: Share = 0.0  # of Train's labels that are made wrong
+    noise_towards: Literal["any", "similar"] = "any"  # "similar": a class that TF-IDF confuses with the right one
     imbalance: Literal["none", "logit_adjusted", "class_balanced", "two_stage"] = "none"
     label_names: bool = False  # True: each label's name is one more title of its own
     head: Literal["transformers", "mean"] = "transformers"  # "mean": linear layer on mean-pooled tokens
