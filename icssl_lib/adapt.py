@@ -241,8 +241,7 @@ def load_towers(study: Study, method: str, folder: Path) -> tuple[Towers, object
     """The towers that `save` left in ``folder``, in evaluation mode, and the tokenizer. A picture is embedded by
     ``vision.projection(vision.embed(pixels))``, frozen or not. Raises: ModelError."""
     entry, study = replace(entry_of(study, method), words=False), study.of(method)  # the head for words is not kept
-    text = study.text.model_copy(update={"model": str(folder)})
-    towers, tokenizer = build(study.model_copy(update={"text": text}), entry)
+    towers, tokenizer = build(study.starting_from(folder), entry)
     backbone = {name: w for name, w in towers.state_dict().items() if name.startswith("text.backbone.")}
     path, again = folder / "towers.safetensors", "; run the adaptation again: delete the folder, then `make study`"
     with explained(f"{path}: no towers that fit the study's settings", again):

@@ -63,9 +63,8 @@ def _classify(task: Task, entry: Method, fraction: float, keep: Path | None) -> 
     before = catalogue.handed["test"]
     train = train_subset(catalogue.part("train"), fraction, task.seed)
     if config.label_noise:
-        whole, towards = catalogue.part("train"), None  # whole, so that nested fractions get the same wrong labels
-        if config.noise_towards == "similar":
-            towards = confusable(tuple(whole.title), tuple(whole.label), tuple(labels))
+        whole, similar = catalogue.part("train"), config.noise_towards == "similar"  # whole: so that fractions agree
+        towards = confusable(tuple(whole.title), tuple(whole.label), tuple(labels)) if similar else None
         train = train.assign(label=flipped(train.label, labels, config.label_noise, task.seed, towards))
     n_train = len(train)
     if config.label_names or entry.names:

@@ -217,6 +217,10 @@ class Study(Strict):
                 raise ValueError(f"variants.{name}.finetune.fractions: {own} are none of the study's, to compare with")
         return self
 
+    def starting_from(self, encoder: Path) -> "Study":
+        """The study with the text encoder in the folder ``encoder``."""
+        return self.model_copy(update={"text": self.text.model_copy(update={"model": str(encoder)})})
+
     def of(self, method: str) -> "Study":
         """The study as ``method`` sees it: a variant's settings stand in the place of the study's own."""
         if method not in self.variants:

@@ -86,10 +86,9 @@ class VisionTower(nn.Module):
 
 
 class PairScale(nn.Module):
-    """The scale and bias that the sigmoid loss learns (Zhai et al., 2023). The scale, held as its log, begins at
-    1 / ``temperature``; the bias at -log(N - 1), N the ``batch_size``: the log odds that a title and a picture of a
-    batch are a pair. Call: titles (N, ...) -> (N, 2), the same scale and bias for each title: gathered as embeddings
-    are."""
+    """The scale (held as its log) and bias of the sigmoid loss, learnt (Zhai et al., 2023). They begin at 1/temperature
+    and -log(N - 1), N the batch size: the log odds that a title and a picture of a batch are a pair. Call: titles
+    (N, ...) -> (N, 2), scale and bias once more for each, so that chunks and processes gather them as embeddings."""
 
     def __init__(self, temperature: float, batch_size: int) -> None:
         super().__init__()
@@ -101,13 +100,10 @@ class PairScale(nn.Module):
 
 
 class Towers(nn.Module):
-    """The text tower and, for methods with pictures, the vision tower; words: a head on the text tower's encoder;
-    scale: of the sigmoid loss."""
+    """The text tower and, where a method needs them, the vision tower, a head on the text tower's encoder that guesses
+    words, and the scale of the sigmoid loss."""
 
-    def __init__(
-        self, text: TextTower, vision: VisionTower | None, words: nn.Module | None = None,
-        scale: PairScale | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, text: TextTower, vision: VisionTower | None, words=None, scale: PairScale | None = None) -> None:
         super().__init__()
         self.text, self.vision, self.words, self.scale = text, vision, words, scale
 

@@ -70,18 +70,14 @@ def convirt(text: Tensor, image: Tensor, temperature: float, alpha: float, **for
     return alpha * there + (1 - alpha) * back
 
 
-def sigmoid(
-    text: Tensor, image: Tensor, scale: Tensor | float, bias: Tensor | float, groups: Tensor | None = None
-) -> Tensor:
+def sigmoid(text: Tensor, image: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None = None) -> Tensor:
     r"""The sigmoid loss (Zhai et al., 2023): each of the N x N pairs is a question of its own, is it one or not?
 
     .. math:: L = -\frac{1}{N} \sum_{i,j} \log \sigma\left(z_{ij} (s(t_i, v_j)/\tau + b)\right)
 
-    with z = 1 for a pair and -1 else. ``scale`` is 1/tau > 0 and ``bias`` is b: scalars, or (N,) with all rows equal,
-    as `encoders.PairScale` learns them. Different rows of one group are left out.
-
-    Returns: scalar, in nats per title; at least 0. With all logits 0: N log 2.
-    Raises: ValueError: shapes differ, or N < 2. ``scale`` is not looked at: a GPU would be waited for.
+    with z = 1 for a pair and -1 else. ``scale`` is 1/tau > 0 and ``bias`` is b: scalars (floats too), or (N,) with all
+    rows equal, as of `encoders.PairScale`. Different rows of one group are left out. Returns: scalar, in nats per
+    title; at least 0. Raises: ValueError: shapes differ, or N < 2. That scale > 0 is not checked: a GPU would wait.
     """
     _check(text, image)
     scale, bias = (torch.as_tensor(x, device=text.device).reshape(-1, 1) for x in (scale, bias))  # (1, 1) or (N, 1)

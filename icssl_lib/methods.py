@@ -55,8 +55,7 @@ def convirt_mlm(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Ten
 
 
 def convirt_sigmoid(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Tensor":
-    """Titles against their pictures, each pair judged alone, with a scale and bias that are learnt (Zhai et al.,
-    2023)."""
+    """Titles against their pictures, each pair judged alone; scale and bias are learnt too (Zhai et al., 2023)."""
     from icssl_lib import losses
 
     text, image = towers.text(**tokens_of(batch)), towers.vision(batch["images"])
@@ -72,6 +71,7 @@ class Method:
     loss: "Callable[[Towers, Batch, AdaptConfig], Tensor] | None" = None  # None: the encoder as it comes
     pictures: Literal["none", "own", "shuffled"] = "none"  # shuffled: of other products, drawn once per seed
     classifier: Literal["finetune", "tfidf", "knn", "image", "late", "joint", "distilled"] = "finetune"
+    after: str | None = None  # another method, from whose encoder of the same seed adaptation starts
     encoder: str | None = None  # another method, whose encoder (and vision tower) this one classifies with
     names: bool = False  # each label's name is one more title of its own, as `finetune.label_names`
     lexical: bool = False  # TF-IDF of the same titles answers with it: the geometric mean of both
@@ -112,6 +112,7 @@ METHODS: dict[str, Method] = {
     "recommended": Method("Recommended", encoder="convirt", **_RECOMMENDED),
     "recommended_shuffled": Method("Recommended, shuffled pairs (control)", encoder="convirt_shuffled", **_RECOMMENDED),
     "recommended_origin": Method("Recommended, without pictures", **_RECOMMENDED),
+    "mlm_simcse": Method("Masked LM, then SimCSE", simcse, after="mlm"),  # Gururangan et al. (2020): TAPT
 }
 
 

@@ -16,9 +16,8 @@ from icssl_lib.lexical import Lexical
 
 @lru_cache(maxsize=1)  # the classifiers of a job ask for the same one
 def confusable(titles: tuple[str, ...], label: tuple[str, ...], labels: tuple[str, ...]) -> np.ndarray:
-    """For which class another one is taken, by a cheap reader of titles: (C, C), a row's true class to a distribution
-    over the others. They are the confusions of `Lexical` in 5-fold cross-validation, and beside a row's confusions one
-    more, spread evenly: no class is without another one."""
+    """What a class is taken for by a cheap reader of titles: (C, C), for the class of each row a distribution over the
+    others. It is `Lexical`'s confusions in 5-fold cross-validation, and one more in each row, spread evenly."""
     counts, at = np.full((len(labels), len(labels)), 1 / (len(labels) - 1)), pd.Index(labels).get_indexer(label)
     titles, label = np.array(titles, dtype=object), np.array(label, dtype=object)
     for known, held in KFold(5, shuffle=True, random_state=0).split(titles):
@@ -31,9 +30,8 @@ def confusable(titles: tuple[str, ...], label: tuple[str, ...], labels: tuple[st
 def flipped(
     label: pd.Series, labels: list[str], share: float, seed: int, towards: np.ndarray | None = None
 ) -> pd.Series:
-    """Noise: each label (N,) is, with probability ``share``, another one of ``labels``, drawn uniformly or from its row
-    of ``towards`` (see `confusable`), by seed and position alone: all methods, and nested fractions, get the same wrong
-    labels."""
+    """Noise: each label (N,) is, with probability ``share``, another one of ``labels``, drawn uniformly or by its row
+    of ``towards`` (`confusable`), by seed and position alone: methods and nested fractions get the same ones."""
     at = pd.Index(labels).get_indexer(label)
     wrong = np.random.default_rng([seed, 3]).random(len(label)) < share
     generator = np.random.default_rng([seed, 4])
@@ -41,9 +39,8 @@ def flipped(
         other = (at + generator.integers(1, len(labels), len(label))) % len(labels)
     else:
         upto = towards.cumsum(axis=1)
-        upto /= upto[:, -1:]  # rounded, a row may end below 1
-        points = zip(at, generator.random(len(label)), strict=True)
-        other = np.array([upto[row].searchsorted(point, side="right") for row, point in points])
+        point = upto[at, -1] * generator.random(len(label))  # rounded, a row may end below 1
+        other = np.array([upto[row].searchsorted(x, side="right") for row, x in zip(at, point, strict=True)])
     return pd.Series(np.array(labels, dtype=object)[np.where(wrong, other, at)], label.index)
 
 

@@ -171,12 +171,13 @@ def test_titles_without_a_picture_are_left_out_where_pictures_are_needed(toy, st
 
 def test_a_seed_gives_the_same_bits_and_each_method_other_ones(toy, study):
     assert {METHODS[name].pictures for name in ADAPTING} == {"none", "own", "shuffled"}
-    runs = {name: weights(adapt(run(name), toy, study, progress=False)) for name in ADAPTING}
+    names = [name for name in ADAPTING if not METHODS[name].after]  # those differ by where they start from
+    runs = {name: weights(adapt(run(name), toy, study, progress=False)) for name in names}
     for name in ("simcse", "convirt"):
         assert torch.equal(weights(adapt(run(name), toy, study, progress=False)), runs[name])
         assert not torch.equal(weights(adapt(run(name, 1), toy, study, progress=False)), runs[name])
-    for i, one in enumerate(ADAPTING):
-        assert not any(torch.equal(runs[one], runs[other]) for other in ADAPTING[i + 1 :])
+    for i, one in enumerate(names):
+        assert not any(torch.equal(runs[one], runs[other]) for other in names[i + 1 :])
 
 
 def test_measuring_leaves_the_random_state(toy, study):
