@@ -83,12 +83,23 @@ def pretrained(text, vision):
     return [f"pretrained/{t}/config.json" for t in needed if needed[t] and getattr(STUDY, t).model == "pretrained"]
 
 
+def encoders_of(method, wildcards):
+    """What a method adapted, for the seeds of a job; None: nothing."""
+    adapted = f"encoders/{wildcards.dataset}/{method}/seed{{seed}}/config.json"
+    return expand(adapted, seed=wildcards.seed if SEED else STUDY.seeds) if method else []
+
+
+def towers_adapted(wildcards):
+    """What adaptation starts from: the encoder that another method adapted, or the study's; the vision tower."""
+    entry = entry_of(STUDY, wildcards.method)
+    return pretrained(not entry.after, entry.pictures != "none") + encoders_of(entry.after, wildcards)
+
+
 def towers_read(wildcards):
     """What a classifier starts from: the encoder that a method adapted, or the study's; the vision tower."""
     made_by, entry = adapted_by(STUDY, wildcards.method), entry_of(STUDY, wildcards.method)
     own = pretrained(not made_by and entry.reads_encoder, entry.uses_images)
-    adapted = f"encoders/{wildcards.dataset}/{made_by}/seed{{seed}}/config.json"
-    return own + (expand(adapted, seed=wildcards.seed if SEED else STUDY.seeds) if made_by else [])
+    return own + encoders_of(made_by, wildcards)
 
 
 def settings(wildcards, stage):
@@ -141,7 +152,7 @@ rule catalogue:
 rule adapt:
     input:
         "catalogues/{dataset}/catalogue.json",
-        lambda w: pretrained(True, entry_of(STUDY, w.method).pictures != "none"),
+        towers_adapted,
     output:
         of_job("encoders/{dataset}/{method}/seed{seed}/config.json"),
         of_job("encoders/{dataset}/{method}/seed{seed}/towers.safetensors"),

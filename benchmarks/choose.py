@@ -37,16 +37,24 @@ def changed(path: Path, settings: str) -> Study:
     return Study.model_validate(raw)
 
 
+def adapted(study: Study, run: Run, out: Path) -> Path:
+    """The folder of a run's encoder, adapted where it was not yet, as is the one that it starts from."""
+    key = digest(study.adapt, study.vision, study.text, study.runtime)
+    encoder = out / "choices" / f"{run.dataset}-{run.method}-{run.seed}-{key}"
+    if not (encoder / "config.json").is_file():
+        if after := entry_of(study, run.method).after:
+            study = study.starting_from(adapted(study, replace(run, method=after), out))
+        save(adapt(run, open_catalogue(out / "catalogues" / run.dataset), study, progress=False), encoder)
+    return encoder
+
+
 def dev_accuracy(study: Study, choice: str, run: Run, fractions: list[float]) -> list[dict]:
     """One encoder of one seed, adapted where it was not yet, and its classifiers' accuracy on Dev."""
     out = Path("runs") / study.study
     catalogue, study = open_catalogue(out / "catalogues" / run.dataset), resolved(study, out)
     encoder, towers = Path(study.text.model), None
     if made_by := adapted_by(study, run.method):
-        key = digest(study.adapt, study.vision, study.text, study.runtime)
-        encoder = out / "choices" / f"{run.dataset}-{made_by}-{run.seed}-{key}"
-        if not (encoder / "config.json").is_file():
-            save(adapt(replace(run, method=made_by), catalogue, study, progress=False), encoder)
+        encoder = adapted(study, replace(run, method=made_by), out)
         towers = encoder / "towers.safetensors" if entry_of(study, run.method).uses_images else None
     start = Start(str(encoder), study.vision, towers)
     keys = {"catalogue": f"{study.study} {run.dataset}", "method": run.method, "choice": choice, "seed": run.seed}

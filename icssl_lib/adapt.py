@@ -23,7 +23,7 @@ from transformers import get_scheduler
 from icssl_lib import encoders, losses
 from icssl_lib.catalogue import Catalogue, normalise_title
 from icssl_lib.config import AdaptConfig, FinetuneConfig, Run, Study
-from icssl_lib.encoders import Batch, TextTower, Towers, VisionTower, explained, take, tokenize
+from icssl_lib.encoders import Batch, PairScale, TextTower, Towers, VisionTower, explained, take, tokenize
 from icssl_lib.fast.checkpoint import Checkpoint, resumable
 from icssl_lib.fast.cuda_graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.gradcache import cached
@@ -42,7 +42,7 @@ class Adapted:
     tokenizer: object
     history: pd.DataFrame  # step, epoch, loss, seconds
     space: pd.DataFrame  # measure, value, when
-    rest: dict[str, Tensor]  # the other weights of `Towers`: projections and, with pictures, the vision backbone
+    rest: dict[str, Tensor]  # the other weights of `Towers`: projections, vision backbone, scale, where there are
 
 
 def build(study: Study, entry: Method) -> tuple[Towers, object]:
@@ -51,7 +51,8 @@ def build(study: Study, entry: Method) -> tuple[Towers, object]:
     text = TextTower(backbone, study.text.pooling, study.adapt.projection_dim, study.adapt.projection_depth)
     vision = build_vision(study) if entry.pictures != "none" else None
     words = load_words(study.text.model, backbone, tokenizer) if entry.words else None
-    return Towers(text, vision, words), tokenizer
+    scale = PairScale(study.adapt.temperature, study.adapt.batch_size) if entry.scaled else None
+    return Towers(text, vision, words, scale), tokenizer
 
 
 def build_vision(study: Study) -> VisionTower:
@@ -261,8 +262,7 @@ def load_towers(study: Study, method: str, folder: Path) -> tuple[Towers, object
     """The towers that `save` left in ``folder``, in evaluation mode, and the tokenizer. A picture is embedded by
     ``vision.projection(vision.embed(pixels))``, frozen or not. Raises: ModelError."""
     entry, study = replace(entry_of(study, method), words=False), study.of(method)  # the head for words is not kept
-    text = study.text.model_copy(update={"model": str(folder)})
-    towers, tokenizer = build(study.model_copy(update={"text": text}), entry)
+    towers, tokenizer = build(study.starting_from(folder), entry)
     backbone = {name: w for name, w in towers.state_dict().items() if name.startswith("text.backbone.")}
     path, again = folder / "towers.safetensors", "; run the adaptation again: delete the folder, then `make study`"
     with explained(f"{path}: no towers that fit the study's settings", again):

@@ -17,7 +17,7 @@ from icssl_lib.lexical import Lexical
 from icssl_lib.methods import Method, entry_of
 from icssl_lib.metrics import scores as scores_of
 from icssl_lib.recommended import distilled, named, with_words
-from icssl_lib.remedies import flipped
+from icssl_lib.remedies import confusable, flipped
 
 CLASSIFIERS = {  # each takes a task, labelled products and, if any, a method's features, and returns a `Read`
     "finetune": fit, "distilled": distilled, "late": late, "frozen": frozen, "knn": nearest_titles,
@@ -62,7 +62,9 @@ def _classify(task: Task, entry: Method, fraction: float, keep: Path | None) -> 
     before = catalogue.handed["test"]
     train = train_subset(catalogue.part("train"), fraction, task.seed)
     if config.label_noise:
-        train = train.assign(label=flipped(train.label, labels, config.label_noise, task.seed))
+        whole, similar = catalogue.part("train"), config.noise_towards == "similar"  # whole: so that fractions agree
+        towards = confusable(tuple(whole.title), tuple(whole.label), tuple(labels)) if similar else None
+        train = train.assign(label=flipped(train.label, labels, config.label_noise, task.seed, towards))
     n_train = len(train)
     if config.label_names or entry.names:
         train = pd.concat([train, named(labels)], ignore_index=True)

@@ -126,6 +126,7 @@ class FinetuneConfig(Strict):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: Share = 0.0
     label_noise: Share = 0.0  # of Train's labels that are made wrong
+    noise_towards: Literal["any", "similar"] = "any"  # "similar": a class that TF-IDF confuses with the right one
     imbalance: Literal["none", "logit_adjusted", "class_balanced", "two_stage"] = "none"
     label_names: bool = False  # True: each label's name is one more title of its own
     probe_first: bool = False
@@ -218,6 +219,10 @@ class Study(Strict):
             if own := sorted(set(self.of(name).finetune.fractions) - set(self.finetune.fractions)):
                 raise ValueError(f"variants.{name}.finetune.fractions: {own} are none of the study's, to compare with")
         return self
+
+    def starting_from(self, encoder: Path) -> "Study":
+        """The study with the text encoder in the folder ``encoder``."""
+        return self.model_copy(update={"text": self.text.model_copy(update={"model": str(encoder)})})
 
     def of(self, method: str) -> "Study":
         """The study as ``method`` sees it: a variant's settings stand in the place of the study's own."""

@@ -89,6 +89,8 @@ def check_methods(study: Study) -> None:
             raise ConfigError(f"variants.{name}.of: no method '{variant.of}'; {nearest(variant.of, list(METHODS))}")
         if variant.adapt and not METHODS[variant.of].adapts:
             raise ConfigError(f"variants.{name}.adapt: '{variant.of}' adapts nothing; name a method that does")
+        if "model" in variant.text and (before := METHODS[variant.of].after):
+            raise ConfigError(f"variants.{name}.text.model: '{variant.of}' starts from that of '{before}'; vary that")
         if variant.vision and (towers := METHODS[variant.of].encoder):
             raise ConfigError(f"variants.{name}.vision: '{variant.of}' has its vision tower from '{towers}'; vary that")
     for method in study.methods:
@@ -100,6 +102,8 @@ def check_methods(study: Study) -> None:
             raise ConfigError(f"methods: '{method}' looks at pictures, and '{made_by}' adapts no vision tower")
         if made_by not in (None, *study.methods):
             raise ConfigError(f"methods: '{method}' classifies with the encoder of '{made_by}'; add '{made_by}'")
+        if entry.after not in (None, *study.methods):
+            raise ConfigError(f"methods: '{method}' starts from the encoder of '{entry.after}'; add '{entry.after}'")
     if "origin" not in study.methods:
         raise ConfigError("methods: 'origin' is missing; every difference is taken from it")
 

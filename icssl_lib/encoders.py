@@ -86,12 +86,27 @@ class VisionTower(nn.Module):
         return self.projection(x if self.frozen else self.embed(x))
 
 
-class Towers(nn.Module):
-    """The text tower and, for methods with pictures, the vision tower; words: a head on the text tower's encoder."""
+class PairScale(nn.Module):
+    """The scale (held as its log) and bias of the sigmoid loss, learnt (Zhai et al., 2023). They begin at 1/temperature
+    and -log(N - 1), N the batch size: the log odds that a title and a picture of a batch are a pair. Call: titles
+    (N, ...) -> (N, 2), scale and bias once more for each, so that chunks and processes gather them as embeddings."""
 
-    def __init__(self, text: TextTower, vision: VisionTower | None, words: nn.Module | None = None) -> None:
+    def __init__(self, temperature: float, batch_size: int) -> None:
         super().__init__()
-        self.text, self.vision, self.words = text, vision, words
+        self.log_scale = nn.Parameter(-torch.tensor(temperature).log())
+        self.bias = nn.Parameter(-torch.tensor(batch_size - 1.0).log())
+
+    def forward(self, titles: Tensor) -> Tensor:
+        return torch.stack([self.log_scale.exp(), self.bias]).repeat(len(titles), 1)
+
+
+class Towers(nn.Module):
+    """The text tower and, where a method needs them, the vision tower, a head on the text tower's encoder that guesses
+    words, and the scale of the sigmoid loss."""
+
+    def __init__(self, text: TextTower, vision: VisionTower | None, words=None, scale: PairScale | None = None) -> None:
+        super().__init__()
+        self.text, self.vision, self.words, self.scale = text, vision, words, scale
 
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:

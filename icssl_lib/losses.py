@@ -70,24 +70,26 @@ def convirt(text: Tensor, image: Tensor, temperature: float, alpha: float, **for
     return alpha * there + (1 - alpha) * back
 
 
-def sigmoid(text: Tensor, image: Tensor, temperature: float, bias: float = -10, groups: Tensor | None = None) -> Tensor:
+def sigmoid(text: Tensor, image: Tensor, scale: Tensor, bias: Tensor, groups: Tensor | None = None) -> Tensor:
     r"""The sigmoid loss (Zhai et al., 2023): each of the N x N pairs is a question of its own, is it one or not?
 
     .. math:: L = -\frac{1}{N} \sum_{i,j} \log \sigma\left(z_{ij} (s(t_i, v_j)/\tau + b)\right)
 
-    with z = 1 for a pair and -1 else. Zhai et al. learn tau (``temperature``) and b (``bias``) from 0.1 and -10 on;
-    here both are given. Different rows of one group are left out. Returns: scalar, in nats per title; at least 0.
+    with z = 1 for a pair and -1 else. ``scale`` is 1/tau > 0 and ``bias`` is b: scalars (floats too), or (N,) with all
+    rows equal, as of `encoders.PairScale`. Different rows of one group are left out. Returns: scalar, in nats per
+    title; at least 0. Raises: ValueError: shapes differ, or N < 2. That scale > 0 is not checked: a GPU would wait.
     """
-    _check(text, image, temperature)
+    _check(text, image)
+    scale, bias = (torch.as_tensor(x, device=text.device).reshape(-1, 1) for x in (scale, bias))  # (1, 1) or (N, 1)
     pair = torch.eye(len(text), dtype=torch.bool, device=text.device)
     left_out = torch.zeros_like(pair) if groups is None else (groups[:, None] == groups[None, :]) & ~pair
     t, v = normalize(text.float(), dim=-1), normalize(image.float(), dim=-1)
     with torch.autocast(text.device.type, enabled=False):
-        logits = t @ v.T / temperature + bias  # (N, N)
+        logits = t @ v.T * scale + bias  # (N, N)
     return -logsigmoid(torch.where(pair, logits, -logits)).masked_fill(left_out, 0).sum() / len(text)
 
 
-def _check(query: Tensor, key: Tensor, temperature: float) -> None:
+def _check(query: Tensor, key: Tensor, temperature: float = 1) -> None:
     if query.shape != key.shape or query.ndim != 2:
         raise ValueError(f"{tuple(query.shape)} and {tuple(key.shape)} must be of one shape (N, D)")
     if len(query) < 2:

@@ -55,11 +55,12 @@ def convirt_mlm(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Ten
 
 
 def convirt_sigmoid(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Tensor":
-    """Titles against their pictures, each pair judged alone (Zhai et al., 2023)."""
+    """Titles against their pictures, each pair judged alone; scale and bias are learnt too (Zhai et al., 2023)."""
     from icssl_lib import losses
 
     text, image = towers.text(**tokens_of(batch)), towers.vision(batch["images"])
-    return losses.sigmoid(text, image, config.temperature, groups=batch.get("groups"))
+    scale, bias = towers.scale(batch["input_ids"]).unbind(dim=1)  # (N,) each
+    return losses.sigmoid(text, image, scale, bias, batch.get("groups"))
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,12 @@ class Method:
     pictures: Literal["none", "own", "shuffled"] = "none"  # shuffled: of other products, drawn once per seed
     classifier: Literal["finetune", "distilled", "late", "frozen", "knn", "labelled", "oracle"] = "finetune"
     features: tuple[str, ...] = ()  # what a classifier of frozen features reads: `baselines.FEATURES`
+    after: str | None = None  # another method, from whose encoder of the same seed adaptation starts
     encoder: str | None = None  # another method, whose encoder (and vision tower) this one classifies with
     names: bool = False  # each label's name is one more title of its own, as `finetune.label_names`
     lexical: bool = False  # TF-IDF of the same titles answers with it: the geometric mean of both
     words: bool = False  # the loss guesses hidden words
+    scaled: bool = False  # the loss learns a scale and a bias of its cosines
 
     @property
     def adapts(self) -> bool:
@@ -119,12 +122,13 @@ METHODS: dict[str, Method] = {
     "dual_convirt": Method("Title + picture (late, ConVIRT)", classifier="late", encoder="convirt"),
     "labelled": Method("Ceiling: the class has a label", classifier="labelled"),
     "oracle": Method("Ceiling: title oracle", classifier="oracle", features=("words", "ngrams")),
-    "convirt_sigmoid": Method("ConVIRT, sigmoid loss", convirt_sigmoid, pictures="own"),
+    "convirt_sigmoid": Method("ConVIRT, sigmoid loss", convirt_sigmoid, pictures="own", scaled=True),
     "self_trained": Method("ConVIRT, self-training", classifier="distilled", encoder="convirt"),
     "self_trained_names": Method("ConVIRT, names, self-training", encoder="convirt", **_NAMED),
     "recommended": Method("Recommended", encoder="convirt", **_RECOMMENDED),
     "recommended_shuffled": Method("Recommended, shuffled pairs (control)", encoder="convirt_shuffled", **_RECOMMENDED),
     "recommended_origin": Method("Recommended, without pictures", **_RECOMMENDED),
+    "mlm_simcse": Method("Masked LM, then SimCSE", simcse, after="mlm"),  # Gururangan et al. (2020): TAPT
 }
 
 

@@ -1,22 +1,47 @@
 """Remedies and alternatives beside the paper: wrong labels, rare classes, masked words."""
 
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.model_selection import KFold
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM
 from transformers.modeling_outputs import BaseModelOutput
 
 from icssl_lib.encoders import ModelError, explained
+from icssl_lib.lexical import Lexical
 
 
-def flipped(label: pd.Series, labels: list[str], share: float, seed: int) -> pd.Series:
-    """Symmetric noise: each label (N,) is, with probability ``share``, another one of ``labels``, drawn uniformly, by
-    seed and position alone: all methods, and nested fractions, get the same wrong labels."""
+@lru_cache(maxsize=1)  # the classifiers of a job ask for the same one
+def confusable(titles: tuple[str, ...], label: tuple[str, ...], labels: tuple[str, ...]) -> np.ndarray:
+    """What a class is taken for by a cheap reader of titles: (C, C), for the class of each row a distribution over the
+    others. It is `Lexical`'s confusions in 5-fold cross-validation, and one more in each row, spread evenly."""
+    counts, at = np.full((len(labels), len(labels)), 1 / (len(labels) - 1)), pd.Index(labels).get_indexer(label)
+    titles, label = np.array(titles, dtype=object), np.array(label, dtype=object)
+    for known, held in KFold(5, shuffle=True, random_state=0).split(titles):
+        guess = Lexical.fit(titles[known], label[known], labels)(titles[held]).argmax(axis=1)
+        np.add.at(counts, (at[held], guess), 1)
+    np.fill_diagonal(counts, 0)
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+def flipped(
+    label: pd.Series, labels: list[str], share: float, seed: int, towards: np.ndarray | None = None
+) -> pd.Series:
+    """Noise: each label (N,) is, with probability ``share``, another one of ``labels``, drawn uniformly or by its row
+    of ``towards`` (`confusable`), by seed and position alone: methods and nested fractions get the same ones."""
     at = pd.Index(labels).get_indexer(label)
     wrong = np.random.default_rng([seed, 3]).random(len(label)) < share
-    step = np.random.default_rng([seed, 4]).integers(1, len(labels), len(label))
-    return pd.Series(np.array(labels, dtype=object)[np.where(wrong, (at + step) % len(labels), at)], label.index)
+    generator = np.random.default_rng([seed, 4])
+    if towards is None:
+        other = (at + generator.integers(1, len(labels), len(label))) % len(labels)
+    else:
+        upto = towards.cumsum(axis=1)
+        point = upto[at, -1] * generator.random(len(label))  # rounded, a row may end below 1
+        other = np.array([upto[row].searchsorted(x, side="right") for row, x in zip(at, point, strict=True)])
+    return pd.Series(np.array(labels, dtype=object)[np.where(wrong, other, at)], label.index)
 
 
 def balanced(target: Tensor, generator: torch.Generator) -> Tensor:

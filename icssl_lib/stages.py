@@ -76,9 +76,12 @@ def adapt_seeds(
 
     Returns: history: step, epoch, loss, seconds, seed. space: measure, value, when, seed.
     """
-    own, pieces = resolved(study, out), {}
-    start = Start(own.of(method).text.model, own.of(method).vision)
+    pieces, after = {}, entry_of(study, method).after
     for run in (Run(dataset, method, seed) for seed in seeds):
+        own = resolved(study, out)
+        if after:
+            own = own.starting_from(path_of(out, "encoders", replace(run, method=after)))
+        start = Start(own.of(method).text.model, own.of(method).vision)
         piece = pieces[run] = piece_of(run, None, start, catalogue, study, out)
         if not piece.is_dir():
             with finishing(piece) as (folder, state):

@@ -104,6 +104,14 @@ def test_methods_are_checked_against_the_registry(tmp_path):
         check_methods(load_config(write(tmp_path, methods=["origin", "convert"])))
     with pytest.raises(ConfigError, match="'origin' is missing"):
         check_methods(load_config(write(tmp_path, methods=["simcse"])))
+    with pytest.raises(ConfigError, match="'mlm_simcse' starts from the encoder of 'mlm'; add 'mlm'"):
+        check_methods(load_config(write(tmp_path, methods=["origin", "mlm_simcse"])))
+    check_methods(load_config(write(tmp_path, methods=["origin", "mlm_simcse", "mlm"])))
+    other = {"methods": ["origin"], "variants": {"other": {"of": "mlm_simcse", "text": {"model": "bert-base-uncased"}}}}
+    with pytest.raises(
+        ConfigError, match=r"variants\.other\.text\.model: 'mlm_simcse' starts from that of 'mlm'; vary that"
+    ):
+        check_methods(load_config(write(tmp_path, **other)))
 
 
 def test_every_shipped_configuration_loads(root):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icssl_lib import losses
+from icssl_lib.encoders import PairScale
 
 
 def cosine(a: list[float], b: list[float]) -> float:
@@ -150,7 +151,7 @@ def test_rows_without_negatives_are_left_out_without_nan(groups):
 @pytest.mark.parametrize(("loss", "rows", "rest", "message"), [
     (losses.info_nce, (1, 1), (0.1,), "at least 2"), (losses.simcse, (3, 2), (0.1,), "one shape"),
     (losses.info_nce, (3, 3), (0.0,), "temperature"), (losses.convirt, (3, 3), (0.1, 1.5), "alpha"),
-    (losses.sigmoid, (1, 1), (0.1, -10.0), "at least 2"),
+    (losses.sigmoid, (1, 1), (10.0, -10.0), "at least 2"),
 ])  # fmt: skip
 def test_bad_input_is_refused(loss, rows, rest, message):
     with pytest.raises(ValueError, match=message):
@@ -177,9 +178,38 @@ def test_sigmoid_is_its_equation_and_its_gradient_reaches_both():
                     continue
                 z = (1 if i == j else -1) * (cosine(x[i], y[j]) / tau + bias)
                 total += math.log1p(math.exp(-z))
-        loss = losses.sigmoid(a, b, tau, bias, groups=None if known is None else torch.tensor(known))
+        loss = losses.sigmoid(a, b, 1 / tau, bias, groups=None if known is None else torch.tensor(known))
         assert loss.item() == pytest.approx(total / 5, rel=1e-5)
     loss.backward()
     assert a.grad.abs().sum() > 0 < b.grad.abs().sum()
     same = torch.ones(4, 3)  # all cosines 1, all logits 0: each of the four columns costs log 2
-    assert losses.sigmoid(same, same, 0.1, -10.0).item() == pytest.approx(4 * math.log(2), rel=1e-4)
+    assert losses.sigmoid(same, same, 10.0, -10.0).item() == pytest.approx(4 * math.log(2), rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [2, 5, 32])
+def test_the_sigmoid_loss_begins_where_pairs_are_as_probable_as_they_are(n):
+    """All cosines 0: a positive costs log N, each of its N - 1 negatives log(N / (N - 1)), and no bias is better."""
+    scale, x = PairScale(0.1, n), torch.eye(2 * n)
+    rows = scale(x[:n])
+    assert rows.tolist() == [pytest.approx([10, -math.log(n - 1)])] * n
+    loss = losses.sigmoid(x[:n], x[n:], *rows.unbind(dim=1))
+    assert loss.item() == pytest.approx(math.log(n) + (n - 1) * math.log(n / (n - 1)), rel=1e-5)
+    loss.backward()
+    assert scale.bias.grad.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_scale_and_bias_learn_by_their_finite_differences():
+    a, b, scale = vectors(5, 8, 1).double(), vectors(5, 8, 2).double(), PairScale(0.1, 5)
+
+    def loss(log_scale: float, bias: float) -> float:
+        return losses.sigmoid(a, b, math.exp(log_scale), bias).item()
+
+    of_rows = losses.sigmoid(a, b, *scale(a).unbind(dim=1))
+    of_rows.backward()
+    at, step = (math.log(10), -math.log(4)), 1e-2
+    assert of_rows.item() == pytest.approx(loss(*at), rel=1e-5)
+    in_scale = (loss(at[0] + step, at[1]) - loss(at[0] - step, at[1])) / (2 * step)
+    in_bias = (loss(at[0], at[1] + step) - loss(at[0], at[1] - step)) / (2 * step)
+    found = [scale.log_scale.grad.item(), scale.bias.grad.item()]
+    assert found == pytest.approx([in_scale, in_bias], rel=1e-2)
+    assert min(map(abs, found)) > 0.01

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from icssl_lib import losses
 from icssl_lib.config import RuntimeConfig, VisionConfig
-from icssl_lib.encoders import TextTower, VisionTower, load_text, load_vision
+from icssl_lib.encoders import PairScale, TextTower, VisionTower, load_text, load_vision
 from icssl_lib.fast import gradcache
 from icssl_lib.fast.gradcache import cached
 from icssl_lib.fast.processes import in_processes, local_rows, make_accelerator, precision_here
@@ -30,7 +30,7 @@ class Towers(nn.Module):
         torch.manual_seed(0)
         self.text = TextTower(load_text(str(text))[0], "mean", 16, 2)
         backbone = load_vision(VisionConfig(model=f"local-dir:{vision}", image_size=toys.SIZE))
-        self.vision = VisionTower(backbone, 16, 2)
+        self.vision, self.scale = VisionTower(backbone, 16, 2), PairScale(0.1, N)
         self.train(dropout)
 
 
@@ -60,7 +60,13 @@ def convirt(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return losses.convirt(text, model.vision(batch["images"]), 0.1, 0.75, groups=batch["groups"])
 
 
-LOSSES = {"simcse": simcse, "convirt": convirt}
+def sigmoid(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    text = model.text(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    scale, bias = model.scale(batch["input_ids"]).unbind(dim=1)
+    return losses.sigmoid(text, model.vision(batch["images"]), scale, bias, batch["groups"])
+
+
+LOSSES = {"simcse": simcse, "convirt": convirt, "sigmoid": sigmoid}
 
 
 def plain_step(model: nn.Module, batch: dict[str, Tensor], loss_fn) -> Tensor:
@@ -146,7 +152,7 @@ def test_gradient_caching_repeats_the_dropout_of_each_chunk_and_leaves_the_gener
         return forward
 
     torch.manual_seed(2)
-    reference = SimpleNamespace(text=kept(model.text), vision=kept(model.vision))
+    reference = SimpleNamespace(**{name: kept(tower) for name, tower in model.named_children()})
     expected = outcome(model, plain_step(reference, rows_of(torch.arange(N)), LOSSES[loss]))
     found = shared(ONE, folders, loss, 5, dropout=True)
     assert_same(found, expected)

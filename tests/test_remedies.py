@@ -9,8 +9,16 @@ import pytest
 import torch
 import toys
 from safetensors.torch import load_file
+from scipy.stats import chisquare
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, ModernBertForMaskedLM
 
+from icssl_lib import classify as classify_stage
+from icssl_lib.catalogue import train_subset
 from icssl_lib.classify import classify
 from icssl_lib.config import AdaptConfig, PretrainConfig, Run
 from icssl_lib.encoders import ModelError, TextTower, Towers, load_text, tokenize
@@ -19,7 +27,7 @@ from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
 from icssl_lib.finetune import Start
 from icssl_lib.methods import mlm
-from icssl_lib.remedies import balanced, flipped, hide_words, load_words, second_stage
+from icssl_lib.remedies import balanced, confusable, flipped, hide_words, load_words, second_stage
 from icssl_lib.sources.synthetic.pretrain import text_shape
 
 
@@ -48,11 +56,61 @@ def test_flipped_labels_are_wrong_and_as_many_as_asked():
     assert not flipped(clean, labels, 0.2, 1).equals(noisy)
 
 
+def test_labels_are_flipped_towards_what_a_matrix_says():
+    rows = np.array([[0, 0.7, 0.2, 0.1], [0.5, 0, 0.5, 0], [0, 0, 0, 1], [1 / 3, 1 / 3, 1 / 3, 0]])
+    labels = ["a", "b", "c", "d"]
+    clean = pd.Series(np.random.default_rng(0).choice(labels, 40000))
+    noisy = flipped(clean, labels, 0.3, 0, rows)
+    wrong = noisy != clean
+    assert abs(wrong.mean() - 0.3) < 4 * math.sqrt(0.21 / 40000)
+    assert wrong.equals(flipped(clean, labels, 0.3, 0) != clean)  # the same products as without a matrix
+    counts = pd.crosstab(clean[wrong], noisy[wrong]).to_numpy()
+    assert (counts[rows == 0] == 0).all()  # the diagonal too: nothing is flipped to itself
+    expected = (rows * counts.sum(axis=1, keepdims=True))[rows > 0]
+    assert chisquare(counts[rows > 0], expected, ddof=3).pvalue > 0.01  # of each row the sum is given
+    assert flipped(clean[:500], labels, 0.3, 0, rows).equals(noisy[:500])
+    assert not flipped(clean, labels, 0.3, 1, rows).equals(noisy)
+
+
+def test_classes_are_confusable_as_tfidf_confuses_them(toy):
+    """Against scikit-learn's own cross-validation; `rare` has fewer products than there are folds."""
+    train = pd.concat([toy.part("train"), toy.part("ssl")])[["title", "label"]].reset_index(drop=True)
+    train.loc[[4, 50], "label"] = "rare"
+    labels = sorted(set(train.label))
+    found = confusable(tuple(train.title), tuple(train.label), tuple(labels))
+    words = make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), LogisticRegression(C=10, max_iter=2000))
+    folds = KFold(5, shuffle=True, random_state=0)
+    counts = confusion_matrix(train.label, cross_val_predict(words, train.title, train.label, cv=folds), labels=labels)
+    assert counts.sum() - np.trace(counts) > 20
+    for i in range(len(labels)):
+        row = [counts[i, j] + 1 / (len(labels) - 1) if j != i else 0 for j in range(len(labels))]
+        assert found[i] == pytest.approx(np.array(row) / sum(row))
+    assert (found[~np.eye(len(labels), dtype=bool)] > 0).all()
+
+
 def test_noise_reaches_every_classifier_and_neither_dev_nor_test(toy, read):
     for method in ("tfidf", "knn"):
-        clean, spoilt = read(method, toy), read(method, toy, label_noise=0.9)
-        assert clean.label.equals(spoilt.label)
-        assert not clean.predicted.equals(spoilt.predicted)
+        clean, *spoilt = (
+            read(method, toy, **noise)
+            for noise in ({}, {"label_noise": 0.9}, {"label_noise": 0.9, "noise_towards": "similar"})
+        )
+        assert all(clean.label.equals(table.label) for table in spoilt)
+        assert not any(clean.predicted.equals(table.predicted) for table in spoilt)
+        assert not spoilt[0].predicted.equals(spoilt[1].predicted)
+
+
+@pytest.mark.parametrize("towards", ["any", "similar"])
+def test_all_methods_and_fractions_get_the_same_wrong_labels(towards, toy, tiny_text, tiny_vision, monkeypatch):
+    study, learnt = toys.study(tiny_text, tiny_vision, finetune={"label_noise": 0.5, "noise_towards": towards}), []
+    monkeypatch.setattr(classify_stage, "flipped", lambda *of: learnt.append(flipped(*of)) or learnt[-1])
+    for method, fraction in (("tfidf", 1.0), ("origin", 1.0), ("knn", 0.5)):
+        classify(Run("toy", method, 0), fraction, toy, study, Start(str(tiny_text), study.vision))
+    whole, same, half = learnt
+    assert whole.equals(same)
+    assert half.equals(whole[: len(half)])
+    assert len(half) == len(whole) / 2
+    clean = train_subset(toy.part("train"), 1.0, 0).label
+    assert 0.25 < (whole != clean).mean() < 0.75
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+import torch
 import toys
 from jupyter_client.provisioning import KernelProvisionerFactory
+from safetensors.torch import load_file
 
 from icssl_lib import dag, jupyter_kernels, runs, stages
-from icssl_lib.config import AdaptConfig, Run, RuntimeConfig, Study
+from icssl_lib.config import AdaptConfig, Run, RuntimeConfig, Study, Variant
 from icssl_lib.dag import RunError, own_gpus
 from icssl_lib.notebooks import execute, parameters_of, values_of
 from icssl_lib.runs import collect, digest, path_of, resolved
@@ -244,6 +246,34 @@ def test_encoders_are_pieces_and_a_new_one_makes_its_classifiers_stale(study, to
     adapt_seeds("toy", "simcse", [0], toy, other, tmp_path)
     classify_seeds("toy", "simcse", [0], toy, few, tmp_path)
     assert trained == ["toy simcse seed 0", "toy simcse seed 0 1.0"]
+
+
+def test_adaptation_starts_from_the_encoder_of_the_method_before_it(study, toy, trained, tmp_path):
+    """Bit for bit: a learning rate of 1e-30 changes no weight, so that where it started from is what it leaves."""
+    study = study.model_copy(update={"variants": {"still": Variant(of="mlm_simcse", adapt={"lr": 1e-30})}})
+
+    def weights(method: str, seed: int) -> dict[str, torch.Tensor]:
+        return load_file(path_of(tmp_path, "encoders", Run("toy", method, seed)) / "model.safetensors")
+
+    spaces = {method: adapt_seeds("toy", method, [0, 1], toy, study, tmp_path)[1] for method in ("mlm", "still")}
+    adapt_seeds("toy", "mlm_simcse", [0, 1], toy, study, tmp_path)
+    for seed in (0, 1):
+        start, still, moved = (weights(method, seed) for method in ("mlm", "still", "mlm_simcse"))
+        assert start.keys() == still.keys() == moved.keys()
+        assert all(torch.equal(still[name], w) for name, w in start.items())
+        assert not all(torch.equal(moved[name], w) for name, w in start.items())
+    assert not all(torch.equal(w, weights("mlm", 1)[name]) for name, w in weights("mlm", 0).items())
+    of_mlm, of_still = (
+        s.query("measure == 'title uniformity'").set_index(["seed", "when"]).value for s in spaces.values()
+    )
+    assert list(of_still[:, "before"]) == list(of_mlm[:, "after"])
+    trained.clear()
+    adapt_seeds("toy", "mlm_simcse", [0, 1], toy, study, tmp_path)
+    assert trained == []
+    longer = study.model_copy(update={"adapt": study.adapt.model_copy(update={"epochs": 2})})
+    adapt_seeds("toy", "mlm", [0], toy, longer, tmp_path)
+    adapt_seeds("toy", "mlm_simcse", [0, 1], toy, study, tmp_path)
+    assert trained == ["toy mlm seed 0", "toy mlm_simcse seed 0"]  # of seed 1 nothing has changed
 
 
 # --- records
