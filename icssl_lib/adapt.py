@@ -139,11 +139,6 @@ def prepared(
 ) -> tuple[Optimizer, LRScheduler]:
     """Optimizer and schedule of a training of ``steps``; from here on each process draws dropout of its own."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    if getattr(config, "body_lr", None):
-        last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-        head = list(last.parameters())
-        body = [p for p in trained if not any(p is h for h in head)]
-        trained = [{"params": body, "lr": config.body_lr}, {"params": head}]
     optimizer = kind(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
     if accelerator.process_index:

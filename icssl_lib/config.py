@@ -129,9 +129,6 @@ class FinetuneConfig(Strict):
     noise_towards: Literal["any", "similar"] = "any"  # "similar": a class that TF-IDF confuses with the right one
     imbalance: Literal["none", "logit_adjusted", "class_balanced", "two_stage"] = "none"
     label_names: bool = False  # True: each label's name is one more title of its own
-    probe_first: bool = False
-    probe_c: PositiveFloat = 10
-    body_lr: PositiveFloat | None = None
     head: Literal["transformers", "mean"] = "transformers"  # "mean": linear layer on mean-pooled tokens
     fractions: Annotated[list[Fraction], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Fraction] = [1.0]  # fractions whose weights are saved

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.optim import Adam, Optimizer
@@ -122,8 +121,6 @@ def fit(task: Task, train_set: pd.DataFrame, soft: np.ndarray | None = None, bes
     stages = 2 if config.imbalance == "two_stage" else 1
     epochs, steps = config.steps(len(train_set))  # of a stage
     tokens = read.tokens(train_set)
-    if config.probe_first:
-        probe(model, tokens, target, config.probe_c, accelerator)
     optimizer, schedule = prepared(Adam, model, config, stages * steps, accelerator)
     begun = []  # the second stage
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "begun": begun}
@@ -164,23 +161,6 @@ def _loss(model: nn.Module, batch: Batch, prior: Tensor | int) -> Tensor:
     """Cross-entropy in nats of logits plus ``prior`` (C,)."""
     scores = logits(model, {name: x for name, x in batch.items() if name not in ("target", "weight")}).float()
     return cross_entropy(scores + prior, batch["target"]) * batch["weight"]
-
-
-def probe(model: nn.Module, tokens: Batch, target: Tensor, c: float, accelerator: Accelerator) -> None:
-    """Linear probing before fine-tuning (Kumar et al., 2022): the last layer becomes the logistic regression on what it
-    reads of the encoder as it comes. target: labels' numbers (N,)."""
-    name, layer = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1]
-    model.set_submodule(name, nn.Identity())
-    rows = outputs(model, tokens, accelerator).numpy()  # (N, H)
-    model.set_submodule(name, layer)
-    scale = np.linalg.norm(rows, axis=1).mean()
-    if len(seen := target.unique()) > 2:
-        found = LogisticRegression(C=c, max_iter=1000).fit(rows / scale, target)
-        with torch.no_grad():
-            layer.weight.zero_()
-            layer.bias.fill_(float(found.intercept_.min()))
-            layer.weight[seen] = torch.tensor(found.coef_ / scale, dtype=torch.float32)
-            layer.bias[seen] = torch.tensor(found.intercept_, dtype=torch.float32)
 
 
 @torch.inference_mode()

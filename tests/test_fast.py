@@ -17,8 +17,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from icssl_lib.encoders import TextTower
-from icssl_lib.fast.unpad import UNPADDED, buckets_of, drop, fast
+from icssl_lib.fast.unpad import UNPADDED, drop, fast, padded, places_of
 
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
@@ -48,10 +47,9 @@ def without_dropout(config, auto=AutoModel):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize(("most", "share"), [(1, None), (2, None), (4, None), (4, 0.6), (4, 0.75), (4, 1.0)])
-def test_values_and_gradients_are_those_of_the_plain_path(name, most, share, monkeypatch):
+@pytest.mark.parametrize("share", [None, 0.6, 0.75, 1.0])
+def test_values_and_gradients_are_those_of_the_plain_path(name, share):
     """``share``: of all places, padding included that fills a budget up."""
-    monkeypatch.setattr("icssl_lib.fast.unpad.BUCKET_WEIGHTS", 5 * 2 * 14 * 14 // most)
     model, tokens = without_dropout(ENCODERS[name]), titles([14, 3, 9, 1, 14])
     real = tokens["attention_mask"].bool()
     weights = torch.randn(5, 14, 32)
@@ -85,65 +83,16 @@ def test_a_classifier_gives_the_same_logits(name):
     assert torch.equal(again, plain)  # nothing of the fast path is left
 
 
-@pytest.mark.parametrize("share", [None, 0.7])
-@pytest.mark.parametrize("most", [1, 2, 4])
-@pytest.mark.parametrize("name", ["bert", "electra"])
-def test_a_last_layer_read_at_its_first_token_gives_the_same_values_and_gradients(name, most, share, monkeypatch):
-    monkeypatch.setattr("icssl_lib.fast.unpad.BUCKET_WEIGHTS", 5 * 2 * 14 * 14 // most)
-    model = without_dropout(ENCODERS[name], AutoModelForSequenceClassification)
-    seen, found = [], {}
-    last = model.base_model.encoder.layer[-1].intermediate
-    last.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1].numel()))
-    for enabled in (False, True):
-        model.zero_grad()
-        with fast(model, enabled) as packing:
-            packing.share = share
-            rows = model(**titles([14, 3, 9, 1, 14])).logits
-        (rows * torch.linspace(-1, 1, rows.numel()).view(rows.shape)).sum().backward()
-        found[enabled] = rows.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert seen == [5 * 14, 5]
-    (plain, of_plain), (quick, of_fast) = found[False], found[True]
-    torch.testing.assert_close(quick, plain, atol=2e-5, rtol=1e-4)
-    assert of_plain.keys() == of_fast.keys()
-    for parameter, gradient in of_plain.items():
-        torch.testing.assert_close(of_fast[parameter], gradient, atol=2e-4, rtol=1e-3, msg=parameter)
-
-
-def test_a_last_layer_for_the_first_token_drops_attention_in_training_only_and_at_its_rate(monkeypatch):
-    config, seen = BertConfig(**SHAPE, attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.2), []
-    model = AutoModelForSequenceClassification.from_config(config)
-    monkeypatch.setattr("icssl_lib.fast.unpad.drop", lambda x, p: seen.append((tuple(x.shape), p)) or x)
-    for training in (True, False):
-        model.train(training)
-        with fast(model):
-            model(**titles([5, 3]))
-    assert [p for shape, p in seen if shape == (2, 2, 5)] == [0.3, 0.0]  # rows, heads, tokens
-
-
-def test_a_last_layer_is_whole_where_other_tokens_are_read():
-    tower, seen = TextTower(AutoModel.from_config(ENCODERS["bert"]), "mean", 8, 2), []
-    last = tower.backbone.encoder.layer[-1].intermediate
-    last.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
-    for model in (tower, tower.backbone):
-        with fast(model):
-            model(**titles([5, 3]))
-    assert seen == [8, 8]
-
-
-@given(st.lists(st.integers(1, 9), min_size=2, max_size=12), st.integers(1, 4))
-def test_buckets_hold_each_token_once_and_pad_less(lengths, most):
-    mask = titles(lengths)["attention_mask"].bool()
-    buckets, places = buckets_of(mask, most)
-    assert sorted(places.tolist()) == mask.flatten().nonzero().squeeze(1).tolist()
-    assert len(buckets) <= most
-    assert sum(len(bucket.real) for bucket in buckets) == sum(lengths)
-    assert sum(bucket.mask.numel() for bucket in buckets) <= mask.numel()
-    tokens, laid = torch.arange(mask.numel())[places], []
-    for bucket, own in zip(buckets, tokens.split([len(bucket.real) for bucket in buckets]), strict=True):
-        rows = bucket.padded(own[:, None].float()).squeeze(-1)  # (n, T)
-        laid += [row[real].tolist() for row, real in zip(rows, bucket.mask[:, 0, 0], strict=True)]
-    whole = [torch.arange(mask.numel()).view(mask.shape)[i][mask[i]].tolist() for i in range(len(mask))]
-    assert sorted(laid) == sorted(whole)  # each row is whole, and in its order
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=12))
+def test_rows_laid_end_to_end_and_back_are_themselves(lengths):
+    tokens = titles(lengths)
+    ids, mask = tokens["input_ids"], tokens["attention_mask"].bool()
+    places = places_of(mask)
+    flat = ids.flatten()[places]
+    assert flat.tolist() == [i for row, n in zip(ids.tolist(), lengths, strict=True) for i in row[:n]]
+    assert torch.equal(padded(flat[:, None].float(), places, *ids.shape)[..., 0].long(), ids)
+    exact = places_of(mask, share=sum(lengths) / mask.numel())
+    assert sorted(exact.tolist()) == places.tolist()
 
 
 def test_linear_layers_see_real_tokens_only():

@@ -55,7 +55,7 @@ def test_flops_of_a_toy_are_a_hand_count(tiny_text, tiny_vision):
         flops, seconds = step_cost(study, kind, titles)
         assert flops == pytest.approx(8 * row, rel=0.1), kind  # heads are small
         assert 0 < seconds < 1
-    assert 0 < step_cost(study, "finetune", titles)[0] < 8 * text  # its last layer computes the first token alone
+    assert step_cost(study, "finetune", titles)[0] == pytest.approx(8 * text, rel=0.1)
 
 
 def test_data_are_counted_as_ingest_will_leave_them_and_must_be_there(tmp_path):
