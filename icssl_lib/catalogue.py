@@ -86,6 +86,29 @@ def split(products: pd.DataFrame, seed: int) -> pd.Series:
     return groups.map(part_of).fillna("ssl").rename("part")
 
 
+def masked(products: pd.DataFrame, class_words: Iterable[str], share: float) -> pd.Series:
+    """Titles without a ``share`` of their class words: words that stand in ``class_words``, whatever their case and
+    with or without a plural's s. What is masked at one share is masked at every larger one. A title that loses all of
+    its words is "-"; parts are as they were, since they are given by the whole titles."""
+
+    def stems(text: str) -> set[str]:
+        return {word.removesuffix("s") for word in normalise_title(text).split()}
+
+    known = set().union(*map(stems, class_words))
+
+    def mask(product: str, title: str) -> str:
+        words = enumerate(title.split())
+        kept = [word for i, word in words if not stems(word) <= known or _chance(f"mask\t{product}\t{i}") >= share]
+        return " ".join(kept) or "-"
+
+    return pd.Series(map(mask, products["id"], products["title"]), products.index)
+
+
+def _chance(key: str) -> float:
+    """A number in [0, 1) by the key alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
+
+
 def split_hash(products: pd.DataFrame) -> str:
     """Identify a split: 16 hexadecimal digits of the SHA-256 of the sorted ``id<TAB>part`` lines."""
     lines = sorted(products["id"] + "\t" + products["part"])
@@ -138,6 +161,11 @@ def ingest(
             path.unlink(missing_ok=True)
         products = _decode(products, raw, keep, image_size, folder / "images.npy", progress)
         products = _with_parts(products, raw.report, getattr(source, "min_class_size", 1), split_seed)
+        if source.mask_class_words:
+            words = [*products["label"].unique(), *source.class_words, *raw.class_words]
+            shown = masked(products, words, source.mask_class_words)
+            raw.report.rows("class words in title", "masked", products[shown != products["title"]])
+            products["title"] = shown
         save(name, products, raw.report.frame(), folder)
     except CatalogueError as error:
         raise CatalogueError(f"dataset {name}: {error} ({len(raw.table)} rows; {raw.report})") from None

@@ -50,7 +50,14 @@ class Strict(BaseModel, frozen=True):
         return raw
 
 
-class SyntheticSource(Strict):
+class Source(Strict):
+    """What every source has."""
+
+    mask_class_words: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of class words that titles lose: the law's dial
+    class_words: list[str] = []  # beside the words of class names, what is masked: their synonyms
+
+
+class SyntheticSource(Source):
     source: Literal["synthetic"]
     genre: Literal["automotive", "beauty", "electronics"]
     products: PositiveInt = 4000
@@ -58,7 +65,7 @@ class SyntheticSource(Strict):
     seed: int = 0
 
 
-class TableSource(Strict):
+class TableSource(Source):
     """A CSV, TSV, JSONL or Parquet table (optionally .gz) with pictures in a folder or in a column of bytes."""
 
     source: Literal["table"]
@@ -73,7 +80,7 @@ class TableSource(Strict):
     unlabelled: Literal["ssl", "drop"] = "ssl"  # ssl: products without a label adapt the encoder, and are no class
 
 
-class AmazonSource(Strict):
+class AmazonSource(Source):
     source: Literal["amazon"]
     vintage: Literal[2014, 2018, 2023]
     meta: str  # meta_<Genre>.json.gz or .jsonl[.gz]: a path, or an http(s) address to fetch it from
@@ -127,9 +134,8 @@ class FinetuneConfig(Strict):
     warmup: Share = 0.0
     label_noise: Share = 0.0  # of Train's labels that are made wrong
     noise_towards: Literal["any", "similar"] = "any"  # "similar": a class that TF-IDF confuses with the right one
-    imbalance: Literal["none", "logit_adjusted", "class_balanced", "two_stage"] = "none"
+    imbalance: Literal["none", "logit_adjusted", "class_balanced"] = "none"
     label_names: bool = False  # True: each label's name is one more title of its own
-    head: Literal["transformers", "mean"] = "transformers"  # "mean": linear layer on mean-pooled tokens
     fractions: Annotated[list[Fraction], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Fraction] = [1.0]  # fractions whose weights are saved
 
@@ -141,8 +147,6 @@ class FinetuneConfig(Strict):
 
     @model_validator(mode="after")
     def _exportable(self) -> "FinetuneConfig":
-        if self.head == "mean" and self.keep_classifiers:
-            raise ValueError("head: mean is no transformers classifier and cannot be kept; set keep_classifiers: []")
         if extra := set(self.keep_classifiers) - set(self.fractions) - {1.0}:
             raise ValueError(f"keep_classifiers: {sorted(extra)} are not among the fractions {self.fractions}")
         return self

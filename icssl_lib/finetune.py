@@ -20,12 +20,12 @@ from icssl_lib import encoders
 from icssl_lib.adapt import plain_step, prepared
 from icssl_lib.catalogue import Catalogue
 from icssl_lib.config import Study, VisionConfig
-from icssl_lib.encoders import Batch, TextTower, logits, take, tokenize
+from icssl_lib.encoders import Batch, logits, take, tokenize
 from icssl_lib.fast.checkpoint import Checkpoint, resumable
 from icssl_lib.fast.cuda_graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.processes import local_rows, make_accelerator
 from icssl_lib.fast.unpad import fast
-from icssl_lib.remedies import balanced, second_stage
+from icssl_lib.remedies import balanced
 
 Read = Callable[[pd.DataFrame], np.ndarray]  # products to probabilities of the catalogue's labels, float64 (N, C)
 
@@ -50,18 +50,6 @@ class Task:
     checkpoint: Path | None = None
 
 
-class MeanClassifier(nn.Module):
-    """A linear layer on the mean of a title's tokens (``head: mean``). Call: tokens (N, T) -> logits (N, C)."""
-
-    def __init__(self, backbone: nn.Module, n_labels: int, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.text, self.dropout = TextTower(backbone, "mean", projection_dim=1, depth=0), nn.Dropout(dropout)
-        self.classifier = nn.Linear(backbone.config.hidden_size, n_labels)
-
-    def forward(self, **tokens: Tensor) -> Tensor:
-        return self.classifier(self.dropout(self.text.embed(**tokens)))
-
-
 @dataclass(frozen=True)
 class Reader:
     """A title classifier and its tokenizer. Call: `Read`."""
@@ -81,8 +69,6 @@ class Reader:
 
 def build(encoder: str, labels: list[str], study: Study) -> nn.Module:
     """A classifier of titles with a last layer drawn anew. encoder: a folder or hub name."""
-    if study.finetune.head == "mean":
-        return MeanClassifier(encoders.load_text(encoder)[0], len(labels))
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     return AutoModelForSequenceClassification.from_pretrained(encoder, dtype=torch.float32, **names)
 
@@ -118,25 +104,20 @@ def fit(task: Task, train_set: pd.DataFrame, soft: np.ndarray | None = None, bes
     if soft is not None:
         train_set = pd.concat([train_set, task.catalogue.part("ssl").drop(columns="label")], ignore_index=True)
         target = torch.cat([one_hot(target, len(labels)).float(), torch.from_numpy(soft)])  # (N + M, C)
-    stages = 2 if config.imbalance == "two_stage" else 1
-    epochs, steps = config.steps(len(train_set))  # of a stage
-    tokens = read.tokens(train_set)
-    optimizer, schedule = prepared(Adam, model, config, stages * steps, accelerator)
-    begun = []  # the second stage
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "begun": begun}
+    epochs, steps = config.steps(len(train_set))
+    optimizer, schedule = prepared(Adam, model, config, steps, accelerator)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     path = task.checkpoint.with_stem(task.checkpoint.stem + beside) if task.checkpoint else None
     checkpoint = Checkpoint(path, study.runtime.checkpoint_minutes, accelerator, **parts)
 
-    def order(epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        if epoch >= epochs:
-            second_stage(model, optimizer, task.seed, begun)
-        even = config.imbalance == "class_balanced" or epoch >= epochs
+    def order(_: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        even = config.imbalance == "class_balanced"
         rows = balanced(target, generator) if even else torch.randperm(len(train_set), generator=generator)
         return rows.split(config.batch_size)
 
-    rows = resumable(stages * epochs, order, torch.Generator().manual_seed(task.seed), checkpoint)
-    capture = stages == 1 and can_capture(study.runtime, accelerator)
-    batches = _batches(rows, tokens, target, accelerator, LENGTHS if capture else 1)
+    rows = resumable(epochs, order, torch.Generator().manual_seed(task.seed), checkpoint)
+    capture = can_capture(study.runtime, accelerator)
+    batches = _batches(rows, read.tokens(train_set), target, accelerator, LENGTHS if capture else 1)
     loss_fn = partial(_loss, prior=prior if config.imbalance == "logit_adjusted" else 0)
     with fast(model, study.runtime.fast) as packing:
         step = partial(plain_step, accelerator=accelerator)

@@ -19,8 +19,8 @@ def named(labels: list[str]) -> pd.DataFrame:
 def distilled(task: Task, train: pd.DataFrame) -> Reader:
     """Self-training by distillation (Hinton et al., 2015): a classifier of the few labels is the teacher of one more,
     whose targets are the labels and the teacher's probabilities of the SSL part's products."""
-    if (imbalance := task.study.finetune.imbalance) in ("class_balanced", "two_stage"):
-        raise ValueError(f"finetune.imbalance: {imbalance}: a teacher's probabilities are of no one class")
+    if task.study.finetune.imbalance == "class_balanced":
+        raise ValueError("finetune.imbalance: class_balanced: a teacher's probabilities are of no one class")
     soft = fit(task, train, beside="-teacher")(task.catalogue.part("ssl"))
     return fit(task, train, soft=soft.astype(np.float32))
 

@@ -50,23 +50,6 @@ def balanced(target: Tensor, generator: torch.Generator) -> Tensor:
     return torch.multinomial(weight, len(target), True, generator=generator)
 
 
-def second_stage(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, begun: list[bool]) -> None:
-    """Decoupled training (Kang et al., 2020, their cRT): from here on a fresh last layer trains alone. ``begun`` goes
-    into checkpoints; it is empty until the layer has been drawn."""
-    model.requires_grad_(False)
-    model.classifier.requires_grad_(True)
-    if begun:
-        return
-    begun.append(True)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # the same fresh weights in all processes
-        for module in model.classifier.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-    for parameter in model.classifier.parameters():
-        optimizer.state.pop(parameter, None)
-
-
 def hide_words(ids: Tensor, words: Tensor, mask_id: int, vocabulary: int, share: float = 0.15) -> tuple[Tensor, Tensor]:
     """Draw a ``share`` of the words: 80% of them become the mask, 10% any id below ``vocabulary``, 10% stay (Devlin et
     al., 2019). words: bool (N, T). Returns: ids to read, and the words chosen, (N, T) each."""

@@ -18,6 +18,7 @@ from icssl_lib.catalogue import (
     PARTS,
     head_tail,
     ingest,
+    masked,
     normalise_title,
     open_catalogue,
     split,
@@ -377,3 +378,32 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not contents(tmp_path)
+
+
+def test_class_words_are_masked_by_share_and_the_split_stays(tmp_path):
+    titles = [f"Mugs, red thing {k}" if k % 2 else f"great LAMP lamp{k} tee" for k in range(200)]
+    labels = ["Coffee mug" if k % 2 else "Lamps" for k in range(200)]
+    table = pd.DataFrame({"id": [f"{k:03d}" for k in range(200)], "title": titles, "label": labels})
+    found = {}
+    for share in (0.0, 0.3, 0.6, 1.0):
+        (tmp_path / str(share) / "pictures").mkdir(parents=True)
+        source = {"mask_class_words": share, "class_words": ["Tee"]}
+        found[share] = run(tmp_path / str(share), table, image=None, **source)
+    split = {catalogue.split_hash for catalogue in found.values()}
+    assert len(split) == 1
+    none, whole = (found[share].products.set_index("id").title for share in (0.0, 1.0))
+    assert list(none.sort_index()) == [titles[int(k)] for k in none.sort_index().index]
+    assert set(whole.str.replace(r"\d+", "", regex=True)) == {"red thing ", "great lamp"}  # lamp7 is another word
+    counts = []
+    for smaller, larger in ((0.3, 0.6), (0.6, 1.0)):
+        few, many = (found[share].products.title.str.split().map(set) for share in (smaller, larger))
+        assert all(kept <= before for kept, before in zip(many, few, strict=True))  # nested
+        counts.append(found[smaller].products.title.str.contains("Mugs").mean() / 0.5)
+    assert counts == pytest.approx([0.7, 0.4], abs=0.12)
+    report = found[0.3].report.set_index("action")
+    assert report.loc["masked", "reason"] == "class words in title"
+
+
+def test_a_title_of_class_words_alone_is_a_dash():
+    products = pd.DataFrame({"id": ["1", "2"], "title": ["Mugs", "Coffee mug XL"]})
+    assert list(masked(products, ["coffee mug"], 1.0)) == ["-", "XL"]

@@ -142,12 +142,6 @@ def test_a_loss_that_is_not_finite_stops(toy, run):
         run("origin", toy, lr=1e30)
 
 
-def test_the_mean_head_is_another_classifier_that_works(toy, run):
-    read, usual = (run("origin", toy, head=head).predictions for head in ("mean", "transformers"))
-    assert set(read.predicted) <= set(toy.labels)
-    assert not read.confidence.equals(usual.confidence)
-
-
 def test_a_single_class_is_the_answer_to_all(toy, run):
     one = run("tfidf", relabelled(toy, "train", "mug")).predictions
     assert set(one.predicted) == {"mug"}

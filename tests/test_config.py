@@ -43,7 +43,6 @@ def write(folder: Path, **changes) -> Path:
         ({"finetune": {"fractions": [0]}}, r"fractions\.0: .*greater than 0"),
         ({"seeds": [1, 1]}, r"`seeds` holds a value twice"),
         ({"text": {}}, r"needs a `pretrain:` section"),
-        ({"finetune": {"head": "mean"}}, r"keep_classifiers"),
     ],
 )
 def test_mistakes_are_refused_with_what_and_where(tmp_path, changes, message):

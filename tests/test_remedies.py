@@ -8,14 +8,13 @@ import pandas as pd
 import pytest
 import torch
 import toys
-from safetensors.torch import load_file
 from scipy.stats import chisquare
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, ModernBertForMaskedLM
+from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertForMaskedLM
 
 from icssl_lib import classify as classify_stage
 from icssl_lib.catalogue import train_subset
@@ -27,7 +26,7 @@ from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
 from icssl_lib.finetune import Start
 from icssl_lib.methods import mlm
-from icssl_lib.remedies import balanced, confusable, flipped, hide_words, load_words, second_stage
+from icssl_lib.remedies import balanced, confusable, flipped, hide_words, load_words
 from icssl_lib.sources.synthetic.pretrain import text_shape
 
 
@@ -122,7 +121,7 @@ def skewed(toy):
     return dataclasses.replace(toy, products=products)
 
 
-@pytest.mark.parametrize("name", ["logit_adjusted", "class_balanced", "two_stage"])
+@pytest.mark.parametrize("name", ["logit_adjusted", "class_balanced"])
 def test_each_remedy_is_less_sure_of_the_frequent_class(name, skewed, read):
     called = []
     for imbalance in (name, "none"):
@@ -136,30 +135,6 @@ def test_draws_are_balanced():
     drawn = target[torch.cat([balanced(target, torch.Generator().manual_seed(seed)) for seed in range(40)])]
     assert len(drawn) == 4000
     assert (drawn == 2).float().mean() == pytest.approx(0.5, abs=0.03)
-
-
-def test_the_second_stage_trains_the_last_layer_alone(toy, read, tmp_path):
-    for name in ("none", "two_stage"):
-        read("origin", toy, keep=tmp_path / name, imbalance=name)
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("none", "two_stage"))
-    changed = {name for name in first if not torch.equal(first[name], second[name])}
-    assert changed == {"classifier.weight", "classifier.bias"}
-
-
-def test_the_last_layer_begins_alike_in_every_process_and_once(tiny_text):
-    drawn = []
-    for state in (1, 2):  # processes draw from different states
-        model = AutoModelForSequenceClassification.from_pretrained(tiny_text, num_labels=4)
-        torch.manual_seed(state)
-        before, begun = torch.get_rng_state(), []
-        second_stage(model, torch.optim.Adam(model.parameters()), 0, begun)
-        assert torch.equal(torch.get_rng_state(), before)
-        drawn.append(model.classifier.weight.detach().clone())
-    assert torch.equal(*drawn)
-    torch.nn.init.zeros_(model.classifier.weight)
-    second_stage(model, torch.optim.Adam(model.parameters()), 0, begun)
-    assert model.classifier.weight.abs().sum() == 0  # resumed in the second stage: not drawn anew
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
 
 
 def test_settings_that_exclude_each_other_are_refused(toy, read):

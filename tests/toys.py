@@ -26,13 +26,11 @@ def huge_png(side: int) -> bytes:
 def save_text(folder: Path, **options: Any) -> Path:
     """A BERT of one layer and width 32 with a WordPiece tokenizer of the toys' words, as a Hugging Face folder."""
     import torch
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel
 
-    wordpiece = BertWordPieceTokenizer()
-    words = [*COLOURS, *BRANDS, *(str(n) for n in range(100))]
-    wordpiece.train_from_iterator(words * 3, vocab_size=300, show_progress=False)
-    tokenizer = BertTokenizerFast(tokenizer_object=wordpiece._tokenizer)
+    from icssl_lib.sources.synthetic.pretrain import train_tokenizer  # the same pieces in every process
+
+    tokenizer = train_tokenizer([*COLOURS, *BRANDS, *(str(n) for n in range(100))] * 3, vocab_size=300)
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(0)
     model = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape | options))

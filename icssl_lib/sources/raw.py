@@ -41,3 +41,4 @@ class RawCatalogue:
     table: pd.DataFrame
     read_image: Callable[[Any], bytes | Image.Image] | None  # None: a catalogue without pictures
     report: Report = field(default_factory=Report)  # with the rows that the source could not read
+    class_words: list[str] = field(default_factory=list)  # synonyms of the words of class names that the source knows
