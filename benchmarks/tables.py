@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from icssl_lib import metrics
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
-STARS = "Means over the data sets; * marks p < 0.05 by Holm over the fractions of a row."
+STARS = "Means over the data sets; * marks p < 0.05 by Holm over"
 
 
 def table2(study: str) -> None:
@@ -71,15 +72,22 @@ def recall(study: str, k: int = 10) -> None:
         print(f"| {dataset} | {metrics.method_name(method)} | {' | '.join(ways)} | {group['chance'].iloc[0]:.3f} |")
 
 
+def over_all_cells(rows: pd.DataFrame) -> bool:
+    """Whether p_holm is over all ``rows``, those of one dataset and metric. In files of earlier runs it is over the
+    fractions of each pair."""
+    return np.allclose(metrics.holm(rows["p"]), rows["p_holm"], rtol=1e-4, equal_nan=True)
+
+
 def compare(study: str) -> None:
     """The baseline's accuracy over all datasets, and each method's less it."""
     rows = pd.read_csv(FIGURES / study / "compare.csv").query("metric == 'accuracy' and dataset == 'all'")
     baseline = rows["against"].iloc[0]
     own = pd.read_csv(FIGURES / study / "results.csv").query("method == @baseline")
     own = own.groupby("fraction")["accuracy"].mean().map("{:.3f}".format).rename("shown").reset_index()
+    cells = "all pairs and fractions" if over_all_cells(rows) else "the fractions of a row"
     rows = rows[rows["against"] == baseline].assign(shown=metrics.starred)
     by_fraction(pd.concat([own.assign(method=baseline, against=""), rows]), {"method": "method", "against": "less"})
-    print(f"\n{STARS}")
+    print(f"\n{STARS} {cells}.")
 
 
 def recommended(study: str) -> None:
@@ -98,12 +106,17 @@ def ablations(study: str) -> None:
     rows = table.query("metric == 'accuracy' and dataset == 'all'")
     numbers = rows[["fraction", "difference", "low", "high", "p", "p_holm"]].apply(pd.to_numeric)
     rows = rows.assign(**numbers, value=rows["value"] + " (" + rows["reference"] + ")")
+    heads, cells = {"of": "method", "setting": "setting", "value": "value (study's)"}, "all cells of this table"
+    if over_all_cells(rows):
+        by_fraction(rows.assign(shown=metrics.starred), heads)
+        print(f"\n{STARS} {cells}.")
+        return
     of_all = metrics.holm(rows["p"])  # of the p that no correction has touched yet
     shown = [cell + "*" * bool(p < 0.05) for cell, p in zip(metrics.starred(rows), of_all, strict=True)]
-    by_fraction(rows.assign(shown=shown), {"of": "method", "setting": "setting", "value": "value (study's)"})
+    by_fraction(rows.assign(shown=shown), heads)
     # A bootstrap's p is no smaller than its resamples allow, which over many cells may be too much.
-    cells = "cells of this table"
-    print(f"\n{STARS} {f'** over all {cells} too' if of_all.min() < 0.05 else f'None is below over all {cells}'}.")
+    too = f"** over {cells} too" if of_all.min() < 0.05 else f"None is below over {cells}"
+    print(f"\n{STARS} the fractions of a row. {too}.")
 
 
 def deployment(study: str) -> None:

@@ -24,6 +24,7 @@ METRIC_NAMES = dict(zip(METRICS, ("Accuracy", "Macro-F1", "Head macro-F1", "Tail
 COMPARED = ("accuracy", "tail_macro_f1")
 BASELINE = "origin"
 ALL = "all"  # in column dataset: over all datasets
+DRAWS = 10  # of the seeds' part, for each resample of items
 Names = Sequence[str]  # labels, methods or metrics
 Pairs = Sequence[tuple[str, str]]  # of methods: one, and what it is compared with
 HeadTail = tuple[Names, Names]
@@ -63,14 +64,12 @@ def scores(label: Names, predicted: Names, head: Names, tail: Names) -> dict[str
 def paired_bootstrap(
     predictions: pd.DataFrame, pairs: Pairs, parts: Parts, metrics: Names = COMPARED, n: int = 2000, over_all=True
 ) -> dict[tuple, np.ndarray]:
-    """How far one method is ahead of another, in the sample (row 0) and in each of ``n`` resamples of items x seeds.
+    """How far one method is ahead of another, in the sample (row 0) and in `DRAWS` draws for each of ``n`` resamples.
 
-    The two-way ("pigeonhole") bootstrap of Owen (2007, Ann. Appl. Stat. 1:386): each resample draws items with
-    replacement and, independently, training seeds with replacement; all methods are scored on the same draws. The
-    statistic is the mean over seeds of the metric. Classes that count are those with true instances; one that vanishes
-    from a resample is left out of that resample's mean. Intervals err on the wide side: chance that differs by item and
-    seed enters with the items and again with the seeds. With three seeds the seeds' own share of the uncertainty is a
-    rough estimate.
+    Each resample draws items with replacement, and the mean over training seeds with an error of Student's t
+    (`seed_means`: resampled, S seeds cover at most 1 - 2 (1/2)^S); all methods are scored on the same draws. Classes
+    that count are those with true instances; one that vanishes from a resample is left out of its mean. Intervals err
+    on the wide side: chance that differs by item and seed enters twice (Owen, 2007, Ann. Appl. Stat. 1:386).
 
     Args:
         pairs: (method, against). A dataset or fraction that lacks one of a pair has no entry.
@@ -79,7 +78,7 @@ def paired_bootstrap(
             (of those that are defined), so it speaks of these datasets, not of others. False: draws are the same
             everywhere, and there is no "all".
 
-    Returns: (dataset, method, against, metric, fraction) -> (1 + n,).
+    Returns: (dataset, method, against, metric, fraction) -> (1 + DRAWS n,).
     """
     if missing := {m for pair in pairs for m in pair} - set(predictions["method"]):
         raise ValueError(f"no predictions of {sorted(missing)}; found: {sorted(predictions['method'].unique())}")
@@ -91,7 +90,7 @@ def paired_bootstrap(
         seed, group = zlib.crc32(dataset.encode()) if over_all else 0, group[group["method"].isin(sum(here, ()))]
         values = _scored(group, metrics, n, seed, parts.get(dataset, ((), ()))) if here else {}
         for m, against in here:
-            drawn = _seed_means(values[m] - values[against], seed)
+            drawn = seed_means(values[m] - values[against], seed)
             for k, metric in enumerate(metrics):
                 found[dataset, m, against, metric, fraction] = drawn[:, k]
                 together[ALL, m, against, metric, fraction].append(drawn[:, k])
@@ -101,10 +100,21 @@ def paired_bootstrap(
     return found
 
 
-def interval(gap: np.ndarray) -> Interval:
-    """Of (1 + n,), the sample's own value first; resamples in which it is not defined do not count.
+def seed_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(1 + n, S, k) -> (1 + DRAWS n, k): means over S seeds; all but the sample's own, row 0, with an error drawn: sd /
+    sqrt(S) times Student's t with S - 1 degrees of freedom. One seed has none."""
+    n, seeds, k = len(values) - 1, *values.shape[1:]
+    mean, rng = values.mean(axis=1, keepdims=True), np.random.default_rng([seed, 1])
+    normal, chi2 = rng.standard_normal((n, DRAWS, seeds)), rng.chisquare(max(1, seeds - 1), (n, DRAWS, 1))
+    # The sum over seeds of normal (x - mean) has variance (S - 1) sd^2; over sqrt(chi2) it is sd t.
+    drawn = mean[1:] + normal / np.sqrt(seeds * chi2) @ (values - mean)[1:]  # (n, DRAWS, k)
+    return np.concatenate([mean[0], drawn.reshape(-1, k)])
 
-    p inverts the interval: twice the smaller share of resamples at or beyond 0, as (1 + count) / (1 + n), so never 0
+
+def interval(gap: np.ndarray) -> Interval:
+    """Of (1 + draws,), the sample's own value first; draws in which it is not defined do not count.
+
+    p inverts the interval: twice the smaller share of draws at or beyond 0, as (1 + count) / (1 + draws), so never 0
     (Davison and Hinkley, 1997, Bootstrap Methods, ch. 4), at most 1.
     """
     drawn = gap[1:][~np.isnan(gap[1:])]
@@ -129,14 +139,14 @@ def compare(
 ) -> pd.DataFrame:
     """`paired_bootstrap` of all pairs: dataset, method, against, metric, fraction, difference, low, high, p, p_holm.
 
-    p_holm is Holm's (1979) over the fractions of one row, not over the pairs.
+    p_holm is Holm's (1979) over all pairs and fractions of one dataset and metric.
     """
     rows = [(*key, *interval(gap)) for key, gap in paired_bootstrap(predictions, pairs, parts, metrics, n).items()]
     first = ["dataset", "method", "against", "metric"]
     table = pd.DataFrame(rows, columns=[*first, "fraction", *Interval._fields])
-    groups = table.groupby(first, sort=False)
-    table["p_holm"] = groups["p"].transform(holm)
-    return table.iloc[np.lexsort((table["fraction"], groups.ngroup()))].reset_index(drop=True)
+    table["p_holm"] = table.groupby(["dataset", "metric"])["p"].transform(holm)
+    order = np.lexsort((table["fraction"], table.groupby(first, sort=False).ngroup()))
+    return table.iloc[order].reset_index(drop=True)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -149,11 +159,11 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return p
 
 
-def label_efficiency(runs: pd.DataFrame, n: int = 2000, widest: float = np.inf) -> pd.DataFrame:
+def label_efficiency(runs: pd.DataFrame, baseline=BASELINE, n: int = 2000, widest=np.inf) -> pd.DataFrame:
     """How many times the labels the baseline needs to be as accurate: dataset, method, fraction, factor, low, high.
 
     factor = the fraction of Train at which the baseline reaches the method's accuracy, over the method's own. The
-    baseline's curve is its mean over seeds, made monotone and linear between the measured fractions. Where it never
+    baseline's curve is its mean over seeds, made monotone and linear in the logarithm of the fraction. Where it never
     gets there, 100% counts: a lower bound. Nothing is extrapolated below the smallest fraction: there it is at least 1.
 
     runs: predictions, whose items and seeds are resampled; or results, whose seeds alone are. widest: a dataset whose
@@ -170,18 +180,17 @@ def label_efficiency(runs: pd.DataFrame, n: int = 2000, widest: float = np.inf) 
             else:
                 by_seed = here.sort_values("seed").groupby("method", sort=False)["accuracy"]
                 drawn = {m: np.tile(values.to_numpy()[:, None], (1 + n, 1, 1)) for m, values in by_seed}
-            means |= {(m, fraction): _seed_means(values)[:, 0] for m, values in drawn.items()}
-        fractions = np.array(sorted(fraction for m, fraction in means if m == BASELINE))
+            means |= {(m, fraction): seed_means(values)[:, 0] for m, values in drawn.items()}
+        fractions = np.array(sorted(fraction for m, fraction in means if m == baseline))
         if not len(fractions):
-            raise ValueError(f"{dataset}: no results of the baseline '{BASELINE}'")
+            raise ValueError(f"{dataset}: no results of the baseline '{baseline}'")
         if max(fractions[1:] / fractions[:-1], default=np.inf) > widest:
             continue
-        curves = np.maximum.accumulate(np.stack([means[BASELINE, f] for f in fractions], axis=1), axis=1)  # (1 + n, F)
-        methods = [method for method in group["method"].unique() if method != BASELINE]
+        curve = np.maximum.accumulate(np.stack([means[baseline, f] for f in fractions]))  # (F, draws)
+        methods = [method for method in group["method"].unique() if method != baseline]
         for key in (key for key in product(methods, group["fraction"].unique()) if key in means):
-            # From the right, so that of equal points of the curve the first counts.
-            goals = zip(means[key], curves, strict=True)
-            factor = np.array([np.interp(-goal, -curve[::-1], fractions[::-1]) for goal, curve in goals]) / key[1]
+            share = np.clip((means[key] - curve[:-1]) / np.maximum(np.diff(curve, axis=0), 1e-12), 0, 1)  # of each step
+            factor = fractions[0] / key[1] * np.exp(np.diff(np.log(fractions)) @ share)
             rows.append((dataset, *key, factor[0], *np.percentile(factor[1:], [2.5, 97.5])))
     return pd.DataFrame(rows, columns=["dataset", "method", "fraction", "factor", "low", "high"])
 
@@ -248,13 +257,6 @@ def _counts(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
     """(n, size): how often each of ``size`` things stands in each of ``n`` resamples with replacement."""
     drawn = rng.integers(0, size, size=(n, size)) + size * np.arange(n)[:, None]
     return np.bincount(drawn.ravel(), minlength=n * size).reshape(n, size).astype(float)
-
-
-def _seed_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(1 + n, seeds, k) -> (1 + n, k): means over all seeds in row 0, over resampled seeds in the others."""
-    n, seeds = len(values) - 1, values.shape[1]
-    weights = np.vstack([np.ones(seeds), _counts(np.random.default_rng([seed, 1]), n, seeds)])
-    return (values * weights[..., None]).sum(axis=1) / seeds
 
 
 def _resampled(

@@ -1,6 +1,7 @@
 """Predictions and run folders with numbers that are drawn: nothing is trained."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,17 @@ def predictions(label, by_method, dataset="d", fraction=0.05):
         for seed, predicted in enumerate(seeds)
     ]
     return pd.concat(frames, ignore_index=True).assign(dataset=dataset, fraction=fraction)
+
+
+def seed_weights(stream: int, n: int, seeds: int) -> list[list[np.ndarray]]:
+    """The library's draws of the seeds' part by its definition: for each of n resamples ten weightings of the seeds, by
+    which the sum of values x is their mean + t sd / sqrt(seeds)."""
+    rng = np.random.default_rng([stream, 1])
+    normal, chi2 = rng.standard_normal((n, 10, seeds)), rng.chisquare(seeds - 1, (n, 10))
+    return [
+        [1 / seeds + (z - z.mean()) / math.sqrt(seeds * c) for z, c in zip(*each, strict=True)]
+        for each in zip(normal, chi2, strict=True)
+    ]
 
 
 def run_folder(study: Study, out: Path, methods: dict[str, float] = METHODS) -> None:

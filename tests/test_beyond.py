@@ -19,6 +19,7 @@ VARIANTS = {
     "cooler": {"of": "convirt", "adapt": {"temperature": 0.05}},
     "warmer": {"of": "convirt", "adapt": {"temperature": 1}},
     "plain": {"of": "convirt", "adapt": {"positive_in_denominator": True, "projection_depth": 1}},
+    "origin_names": {"of": "origin", "finetune": {"label_names": True}},
 }
 
 
@@ -35,7 +36,7 @@ def table(tmp_path_factory):
 def made_up(folder, table, methods, variants=None):
     """A configuration and its run folder."""
     source = {"source": "table", "table": str(table), "id": "id", "image": None}
-    study = {"study": "made-up", "seeds": [0, 1], "datasets": {"beauty": source}, "methods": list(methods)}
+    study = {"study": "made-up", "seeds": [0, 1, 2, 3], "datasets": {"beauty": source}, "methods": list(methods)}
     study |= {"text": {"model": "somewhere"}, "vision": {"model": "vit_tiny_patch16_224"}, "variants": variants or {}}
     study |= {"finetune": {"fractions": [0.4, 1.0]}}
     folder.mkdir()
@@ -47,7 +48,7 @@ def made_up(folder, table, methods, variants=None):
 @pytest.fixture(scope="module")
 def full(tmp_path_factory, table):
     """A run with all that is asked about, and both notebooks executed as the DAG does."""
-    methods = RIGHT | dict(zip(VARIANTS, (0.7, 0.2, 0.6), strict=True))
+    methods = RIGHT | dict(zip(VARIANTS, (0.7, 0.2, 0.6, 0.5), strict=True))
     config, out = made_up(tmp_path_factory.mktemp("full") / "study", table, methods, VARIANTS)
     root = ROOT / "notebooks"
     for name in ("07_beyond", "08_ablations"):
@@ -81,7 +82,11 @@ def test_beyond_compares_methods_and_leaves_variants_out(full):
     assert set(share["dual"]) == {"dual_late"}
     kept = share.query("method == 'convirt' and dataset == 'all' and fraction == 1")["share"].item()
     assert 0.2 < kept < 0.8  # drawn half way
-    assert set(pd.read_csv(figures / "factor.csv")["method"]) == {"origin", "convirt"}
+    factor = pd.read_csv(figures / "factor.csv")
+    assert set(factor["method"]) == {"origin", "convirt"}
+    worth = factor.dropna(subset="factor").set_index(["baseline", "method", "fraction"])["factor"]
+    assert set(worth.index) == {(b, "convirt", f) for b in ("origin", "origin_names") for f in (0.4, 1.0)}
+    assert worth["origin_names", "convirt", 0.4] < worth["origin", "convirt", 0.4]  # the baseline knows more
     gain = pd.read_csv(figures / "gain_by_size.csv")
     assert set(gain["dataset"]) == {"beauty", "all"}
     assert gain.query("dataset == 'beauty' and fraction == 1")["classes"].sum() == 6
@@ -94,11 +99,10 @@ def test_ablations_are_differences_from_the_method_that_is_varied(full):
     _, out = full
     found = pd.read_csv(out / "figures" / "ablations.csv", dtype={"value": str})
     rows = found.query("dataset == 'all' and metric == 'accuracy' and fraction == 1").set_index("value")
-    assert list(rows.index) == ["0.05", "1.0", "True, 1"]
-    assert list(rows["reference"]) == ["0.1", "0.1", "False, 2"]
-    assert list(rows["setting"]) == ["adapt.temperature"] * 2 + [
-        "adapt.positive_in_denominator + adapt.projection_depth"
-    ]
+    assert list(rows.index) == ["0.05", "1.0", "True, 1", "True"]
+    assert list(rows["reference"]) == ["0.1", "0.1", "False, 2", "False"]
+    both = "adapt.positive_in_denominator + adapt.projection_depth"
+    assert list(rows["setting"]) == ["adapt.temperature", "adapt.temperature", both, "finetune.label_names"]
     results = report.read_results(out).query("fraction == 1").groupby("method")["accuracy"].mean()
     assert rows.loc["1.0", "difference"] == pytest.approx(results["warmer"] - results["convirt"], abs=1e-5)
     assert (out / "figures" / "ablation_grid.png").is_file()

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import predictions as table
+from made_up import seed_weights
+from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
 from icssl_lib import metrics
@@ -67,7 +69,7 @@ def interval(frame, method, baseline="origin", metric="accuracy", n=2000, parts=
 
 
 def looped(label, by_method, metric, head, tail, n):
-    """The two-way bootstrap by its definition; only the random draws are the library's."""
+    """Items resampled, seeds weighted, by definition; only the random draws are the library's."""
     label = np.array(label)
     counted = {"macro_f1": set(label), "head_macro_f1": set(head), "tail_macro_f1": set(tail)}
 
@@ -80,11 +82,10 @@ def looped(label, by_method, metric, head, tail, n):
 
     size, seeds = len(label), len(by_method["origin"])
     items = [np.arange(size), *np.random.default_rng([0, 0]).integers(0, size, size=(n, size))]
-    drawn = [np.arange(seeds), *np.random.default_rng([0, 1]).integers(0, seeds, size=(n, seeds))]
-    gaps = [
-        np.mean([score(i, by_method["convirt"][s]) - score(i, by_method["origin"][s]) for s in chosen])
-        for i, chosen in zip(items, drawn, strict=True)
-    ]
+    gaps = []
+    for i, weightings in zip(items, [[np.full(seeds, 1 / seeds)], *seed_weights(0, n, seeds)], strict=True):
+        each = [score(i, by_method["convirt"][s]) - score(i, by_method["origin"][s]) for s in range(seeds)]
+        gaps += [sum(weights * each) for weights in weightings]
     return gaps[0], *np.nanpercentile(gaps[1:], [2.5, 97.5])
 
 
@@ -98,6 +99,37 @@ def test_bootstrap_equals_loops(metric):
     found = interval(table(label, by_method), "convirt", metric=metric, n=80, parts=(head, tail))
     assert found[:3] == pytest.approx(looped(label, by_method, metric, head, tail, 80))
     assert found.low < found.difference < found.high
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 6])
+def test_the_mean_over_seeds_has_an_error_of_students_t(seeds):
+    values = np.random.default_rng(seeds).normal(size=seeds)
+    drawn = metrics.seed_means(np.tile(values[:, None], (2001, 1, 1)))[:, 0]
+    t = (drawn[1:] - values.mean()) / (values.std(ddof=1) / math.sqrt(seeds))
+    assert drawn[0] == pytest.approx(values.mean())
+    assert len(t) == 20_000
+    assert stats.kstest(t, "t", (seeds - 1,)).pvalue > 0.01
+    assert stats.kstest(t, "norm").pvalue < 0.01
+
+
+def test_one_seed_leaves_the_resamples_of_items_alone():
+    values = np.random.default_rng(0).normal(size=(5, 1, 2))
+    assert (
+        metrics.seed_means(values) == np.concatenate([values[0], *[each.repeat(10, 0) for each in values[1:]]])
+    ).all()
+
+
+def test_intervals_of_three_seeds_cover():
+    """Where seeds are all the chance there is: ours by Student's t, and those of resampled seeds, of which 27 exist."""
+    values = np.random.default_rng(0).normal(size=(3, 2000))  # about 0
+    drawn = metrics.seed_means(np.tile(values, (201, 1, 1)))
+    ours = [metrics.interval(each) for each in drawn.T]
+    low, high = np.percentile(
+        [values[[*s]].mean(axis=0) for s in itertools.product(range(3), repeat=3)], [2.5, 97.5], 0
+    )
+    assert 0.93 <= np.mean([each.low < 0 < each.high for each in ours]) < 0.97
+    assert np.mean((low < 0) & (high > 0)) < 0.8  # at most 1 - 2 / 2^3
+    assert 0.03 < np.mean([each.p < 0.05 for each in ours]) <= 0.07
 
 
 def test_bootstrap_is_paired_reproducible_and_ignores_the_order_of_rows():
@@ -161,22 +193,56 @@ def curve(method, accuracies, seeds=1, fractions=(0.1, 0.5, 1.0), dataset="d"):
     )
 
 
-def efficiency(*curves):
-    found = metrics.label_efficiency(pd.concat(curves), n=50)
+def efficiency(*curves, **keys):
+    found = metrics.label_efficiency(pd.concat(curves), **keys, n=50)
     return found.set_index("fraction")["factor"].to_dict()
 
 
 def test_label_efficiency_closed_forms():
     origin = curve("origin", [0.2, 0.4, 0.6])
     assert efficiency(origin, curve("convirt", [0.2, 0.4, 0.6])) == pytest.approx({0.1: 1, 0.5: 1, 1.0: 1})
-    # 0.3 is half way from 0.1 to 0.5; 0.5 half way from 0.5 to 1; 0.7 is never reached: capped at 100%.
-    assert efficiency(origin, curve("convirt", [0.3, 0.5, 0.7])) == pytest.approx({0.1: 3, 0.5: 1.5, 1.0: 1})
+    # By the logarithm: 0.3 is half way from 0.1 to 0.5, 0.5 half way from 0.5 to 1. 0.7 is never reached: 100% counts.
+    ahead = curve("convirt", [0.3, 0.5, 0.7])
+    assert efficiency(origin, ahead) == pytest.approx({0.1: math.sqrt(5), 0.5: math.sqrt(2), 1.0: 1})
     assert efficiency(origin, curve("convirt", [0.9, 0.9, 0.9])) == pytest.approx({0.1: 10, 0.5: 2, 1.0: 1})
     # Worse than origin: below 1, but nothing is extrapolated below the smallest fraction.
-    assert efficiency(origin, curve("simcse", [0.1, 0.3, 0.5])) == pytest.approx({0.1: 1, 0.5: 0.6, 1.0: 0.75})
+    behind = curve("simcse", [0.1, 0.3, 0.5])
+    assert efficiency(origin, behind) == pytest.approx({0.1: 1, 0.5: 1 / math.sqrt(5), 1.0: 1 / math.sqrt(2)})
     # A dip of the baseline does not count: it reached 0.4 at 0.1 already.
     dip = curve("origin", [0.4, 0.2, 0.6])
-    assert efficiency(dip, curve("convirt", [0.4, 0.5, 0.6])) == pytest.approx({0.1: 1, 0.5: 1.5, 1.0: 1})
+    level = curve("convirt", [0.4, 0.5, 0.6])
+    assert efficiency(dip, level) == pytest.approx({0.1: 1, 0.5: math.sqrt(2), 1.0: 1})
+    # Half way from 5% to 50% is 15.8%.
+    both = (curve(m, a, fractions=(0.05, 0.5)) for m, a in (("origin", [0.2, 0.6]), ("convirt", [0.4, 0.6])))
+    assert efficiency(*both)[0.05] * 0.05 == pytest.approx(0.158, abs=5e-4)
+
+
+def test_label_efficiency_against_another_baseline():
+    origin, names = curve("origin", [0.2, 0.4, 0.6]), curve("origin_names", [0.3, 0.5, 0.6])
+    convirt = curve("convirt", [0.4, 0.6, 0.7])
+    found = efficiency(names, convirt, baseline="origin_names")
+    assert found == pytest.approx({0.1: math.sqrt(5), 0.5: 2, 1.0: 1})
+    assert found == pytest.approx(efficiency(names.assign(method="origin"), convirt))
+    rows = metrics.label_efficiency(pd.concat([origin, names, convirt]), "origin_names", n=50)
+    assert list(rows["method"].unique()) == ["origin", "convirt"]
+    assert rows.query("method == 'origin'")["factor"].tolist() == pytest.approx([1, 1 / math.sqrt(5), 1])
+
+
+def test_label_efficiency_equals_loops():
+    rng, methods, fractions = np.random.default_rng(3), ("origin", "convirt"), [0.05, 0.1, 0.25, 0.5, 1.0]
+    frame = pd.concat([curve(m, rng.random(5), 3, fractions) for m in methods])
+    frame["accuracy"] += rng.normal(scale=0.2, size=len(frame))  # curves dip and cross, and some goals are not reached
+    found, drawn = metrics.label_efficiency(frame, n=30), {}
+    for key, rows in frame.groupby(["method", "fraction"]):
+        drawn[key] = metrics.seed_means(np.tile(rows["accuracy"].to_numpy()[:, None], (31, 1, 1)))[:, 0]
+    for row in found.itertuples():
+        factors = []
+        for draw in range(301):
+            reached = np.maximum.accumulate([drawn["origin", f][draw] for f in fractions])
+            goal = drawn["convirt", row.fraction][draw]  # interpolated from the right: of equal points the first counts
+            factors.append(math.exp(np.interp(-goal, -reached[::-1], np.log(fractions)[::-1])) / row.fraction)
+        expected = [factors[0], *np.percentile(factors[1:], [2.5, 97.5])]
+        assert [row.factor, row.low, row.high] == pytest.approx(expected)
 
 
 def test_label_efficiency_wants_a_curve():
@@ -194,7 +260,7 @@ def test_label_efficiency_intervals():
     assert found["low"].tolist() == pytest.approx(found["factor"].tolist())  # equal seeds: no width
     convirt["accuracy"] += convirt["seed"].map({0: -0.05, 1: 0, 2: 0.05})
     found = metrics.label_efficiency(pd.concat([origin, convirt]), n=200)
-    assert found.loc[0, "low"] < 3 < found.loc[0, "high"]
+    assert found.loc[0, "low"] < math.sqrt(5) < found.loc[0, "high"]
     assert (found["method"] == "convirt").all()
 
 
@@ -208,7 +274,7 @@ def test_label_efficiency_with_items():
     results = hit.groupby(["dataset", "method", "fraction", "seed"], sort=False)["accuracy"].mean().reset_index()
     wide, narrow = (metrics.label_efficiency(runs, n=500) for runs in (predictions, results))
     assert wide["factor"].tolist() == pytest.approx(narrow["factor"].tolist())
-    assert wide.loc[0, "low"] < 4 < wide.loc[0, "high"]  # 0.4 is a third of the way from 0.1 to 1
+    assert wide.loc[0, "low"] < 10 ** (1 / 3) < wide.loc[0, "high"]  # 0.4 is a third of the way from 0.1 to 1
 
 
 def test_label_efficiency_needs_the_baseline():
