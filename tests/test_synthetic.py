@@ -22,7 +22,7 @@ PINNED = {
 
 
 def source(genre: str, products: int = 120, classes: int = 12, seed: int = 0) -> SyntheticSource:
-    return SyntheticSource(source="synthetic", genre=genre, products=products, classes=classes, seed=seed)
+    return SyntheticSource(source="synthetic", genre=genre, products=products, classes=classes, world=seed)
 
 
 def digest(*parts: bytes) -> str:
