@@ -1,45 +1,43 @@
-"""What the tiny encoders know of each world of the embedded catalogue before anything is adapted. Dev only; Test is
-not read. Appends rows to figures/bench/worlds.csv.
+"""What the tiny encoders know of each world of the embedded catalogue before anything is adapted; Dev alone is read.
 
-python benchmarks/worlds.py after      (20 minutes on one core; the rows "before" are of commit bec7eac)
+python benchmarks/worlds.py after    (half an hour on one core; replaces rows of figures/bench/worlds.csv)
 
-Probes are logistic regressions (C = 10) on frozen features: pictures by the tiny ViT and by an untrained one of
-timm's size, titles by the tiny text encoder's mean-pooled embeddings of unit norm; beside them the words' TF-IDF and the
-share of the most frequent class. Accuracies with 5% of Train are means over five subsets. Pretraining is timed in
-core-seconds.
+Probes are logistic regressions (C = 10) on frozen features: of pictures by the tiny ViT and by an untrained one of its
+shape, of titles by the text encoder's mean-pooled embeddings of unit norm, as they are and with unit variance in each
+dimension; beside them the words' TF-IDF and the most frequent class. With 5% of Train: means over five subsets.
+The rows "before" are of commit bec7eac. Encoders stay in runs/worlds. Times are core-seconds.
 """
 
 import sys
 from pathlib import Path
-from tempfile import mkdtemp
-from time import perf_counter, process_time
+from time import process_time
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import scale
 from torch.nn.functional import normalize
 
 from icssl_lib.catalogue import load, split, train_subset
 from icssl_lib.config import Study, SyntheticSource, load_config
 from icssl_lib.encoders import VisionTower, embed_titles, load_text, load_vision
 from icssl_lib.lexical import Lexical
-from icssl_lib.sources.synthetic.pretrain import VISION_MODEL, pretrain_text, pretrain_vision
+from icssl_lib.sources.synthetic.pretrain import VISION_MODEL, pretrain_text, pretrain_vision, vision_shape
 
-OUT = Path("figures/bench/worlds.csv")
-FRACTIONS = {0.05: 5, 1.0: 1}  # of Train: subsets drawn of it
+OUT, KEYS = Path("figures/bench/worlds.csv"), ["state", "world", "genre", "what", "fraction"]
+SUBSETS = {0.05: 5, 1.0: 1}  # of Train: a fraction, and how many are drawn
 
 
-def probe(train: pd.DataFrame, dev: pd.DataFrame, features: np.ndarray) -> float:
-    """Accuracy on Dev of a logistic regression. features: (N, D), indexed by both frames' ``row``."""
+def probe(train: pd.DataFrame, dev: pd.DataFrame, features: np.ndarray | None) -> float:
+    """Accuracy on Dev. features: (N, D), indexed by both frames' ``row``; None: the titles' words."""
+    if features is None:
+        labels = sorted(train.label.unique())
+        guess = Lexical.fit(list(train.title), list(train.label), labels)(list(dev.title)).argmax(axis=1)
+        return float(np.mean(np.array(labels)[guess] == dev.label))
     model = LogisticRegression(C=10, max_iter=3000).fit(features[train.row], train.label)
     return model.score(features[dev.row], dev.label)
-
-
-def lexical(train: pd.DataFrame, dev: pd.DataFrame) -> float:
-    labels = sorted(train.label.unique())
-    guess = Lexical.fit(list(train.title), list(train.label), labels)(list(dev.title)).argmax(axis=1)
-    return float(np.mean(np.array(labels)[guess] == dev.label))
 
 
 @torch.inference_mode()
@@ -50,50 +48,46 @@ def picture_features(backbone: torch.nn.Module, pictures: np.ndarray) -> np.ndar
 
 def measure(study: Study, source: SyntheticSource, encoders: Path) -> list[dict]:
     """Rows what, fraction, value of one catalogue."""
-    start = perf_counter()
+    start = process_time()
     raw = load("bench", source)
-    rows = [{"what": "titles per second", "value": len(raw.table) / (perf_counter() - start)}]
-    table = raw.table.assign(part=split(raw.table, study.split_seed))
-    table = table[table.part.isin(["train", "dev"])].assign(row=lambda read: range(len(read)))
-    start = perf_counter()
+    loaded = process_time()
+    table = raw.table.assign(part=split(raw.table, study.split_seed)).query("part in ('train', 'dev')")
+    table, drawn = table.assign(row=range(len(table))), process_time()
     pictures = np.stack([np.asarray(raw.read_image(image)) for image in table.image])
-    rows += [{"what": "pictures per second", "value": len(table) / (perf_counter() - start)}]
-    trained = study.vision.model_copy(update={"model": f"local-dir:{encoders / 'vision'}"})
-    shape = {"model": VISION_MODEL, "random": True}
+    rows = [{"what": "titles per second", "value": len(raw.table) / (loaded - start)}]
+    rows.append({"what": "pictures per second", "value": len(table) / (process_time() - drawn)})
+    trained = load_vision(study.vision.model_copy(update={"model": f"local-dir:{encoders / 'vision'}"}))
     torch.manual_seed(0)
-    untrained = load_vision(study.vision.model_copy(update=shape))
-    features = {"pictures": picture_features(load_vision(trained), pictures)}
+    untrained = timm.create_model(VISION_MODEL, num_classes=0, **vision_shape(study.pretrain, study.vision.image_size))
+    features = {"titles, TF-IDF": None, "pictures": picture_features(trained, pictures)}
     features["pictures, untrained"] = picture_features(untrained, pictures)
     embeddings = embed_titles(*load_text(str(encoders / "text")), list(table.title), study.text)
     features["titles"] = normalize(embeddings, dim=1).numpy()
+    features["titles, standardised"] = scale(features["titles"])
     train, dev = (table[table.part == part].reset_index(drop=True) for part in ("train", "dev"))
-    majority = train.label.mode()[0]
-    rows += [{"what": "most frequent class", "value": float((dev.label == majority).mean())}]
-    for fraction, draws in FRACTIONS.items():
+    rows.append({"what": "most frequent class", "value": (dev.label == train.label.mode()[0]).mean()})
+    for fraction, draws in SUBSETS.items():
         subsets = [train_subset(train, fraction, seed) for seed in range(draws)]
-        scores = {"titles, TF-IDF": [lexical(subset, dev) for subset in subsets]}
-        scores |= {what: [probe(subset, dev, x) for subset in subsets] for what, x in features.items()}
-        rows += [{"what": what, "fraction": fraction, "value": np.mean(each)} for what, each in scores.items()]
+        scores = {what: np.mean([probe(each, dev, x) for each in subsets]) for what, x in features.items()}
+        rows += [{"what": what, "fraction": fraction, "value": value} for what, value in scores.items()]
     return rows
 
 
 def main(state: str, worlds: list[int]) -> None:
-    study, encoders = load_config(Path("config/quick.yaml")), Path(mkdtemp())
-    rows = []
+    study, encoders, rows = load_config(Path("config/quick.yaml")), Path("runs/worlds") / state, []
     for tower, pretrain in {"text": pretrain_text, "vision": pretrain_vision}.items():
-        start = process_time()
-        pretrain(study, encoders / tower, progress=False)
-        rows.append({"what": f"pretraining {tower}, core-seconds", "value": process_time() - start})
+        if not (encoders / tower).exists():
+            start = process_time()
+            pretrain(study, encoders / tower, progress=False)
+            rows.append({"what": f"pretraining {tower}, core-seconds", "value": process_time() - start})
     for world in worlds:
         for genre, source in study.datasets.items():
             if world:
                 source = source.model_copy(update={"world": world, "products": 20_000, "classes": 40})
-            keys = {"world": world, "genre": genre, "classes": source.classes, "products": source.products}
-            rows += [keys | row for row in measure(study, source, encoders)]
-    rows = pd.DataFrame([{"state": state} | row for row in rows]).round(4)
-    kept = pd.read_csv(OUT) if OUT.exists() else rows[:0]
-    kept = pd.concat([kept[kept.state != state], rows])
-    kept.astype(dict.fromkeys(("world", "classes", "products"), "Int64")).to_csv(OUT, index=False)
+            rows += [{"world": world, "genre": genre} | row for row in measure(study, source, encoders)]
+    rows = pd.DataFrame([{"state": state} | row for row in rows], columns=[*KEYS, "value"]).round(4)
+    rows = pd.concat([pd.read_csv(OUT), rows]) if OUT.exists() else rows
+    rows.drop_duplicates(KEYS, keep="last").astype({"world": "Int64"}).to_csv(OUT, index=False)
 
 
 if __name__ == "__main__":
