@@ -4,8 +4,7 @@ python benchmarks/worlds.py after    (half an hour on one core; replaces rows of
 
 Probes are logistic regressions (C = 10) on frozen features: of pictures by the tiny ViT and by an untrained one of its
 shape, of titles by the text encoder's mean-pooled embeddings of unit norm, as they are and with unit variance in each
-dimension; beside them the words' TF-IDF and the most frequent class. With 5% of Train: means over five subsets.
-The rows "before" are of commit bec7eac. Encoders stay in runs/worlds. Times are core-seconds.
+dimension; beside them words' TF-IDF. With 5% of Train: means over five subsets. Rows "before" are of commit bec7eac.
 """
 
 import sys
@@ -33,9 +32,9 @@ SUBSETS = {0.05: 5, 1.0: 1}  # of Train: a fraction, and how many are drawn
 def probe(train: pd.DataFrame, dev: pd.DataFrame, features: np.ndarray | None) -> float:
     """Accuracy on Dev. features: (N, D), indexed by both frames' ``row``; None: the titles' words."""
     if features is None:
-        labels = sorted(train.label.unique())
-        guess = Lexical.fit(list(train.title), list(train.label), labels)(list(dev.title)).argmax(axis=1)
-        return float(np.mean(np.array(labels)[guess] == dev.label))
+        labels = sorted({*train.label})
+        words = Lexical.fit(train.title, train.label, labels)
+        return float(np.mean(np.array(labels)[words(dev.title).argmax(axis=1)] == dev.label))
     model = LogisticRegression(C=10, max_iter=3000).fit(features[train.row], train.label)
     return model.score(features[dev.row], dev.label)
 
@@ -46,16 +45,15 @@ def picture_features(backbone: torch.nn.Module, pictures: np.ndarray) -> np.ndar
     return torch.cat([tower.embed(part) for part in torch.from_numpy(pictures).split(256)]).numpy()
 
 
-def measure(study: Study, source: SyntheticSource, encoders: Path) -> list[dict]:
-    """Rows what, fraction, value of one catalogue."""
+def measure(study: Study, source: SyntheticSource, encoders: Path) -> list[tuple]:
+    """What, fraction and value, of one catalogue."""
     start = process_time()
     raw = load("bench", source)
-    loaded = process_time()
+    rows = [("titles per second", None, len(raw.table) / (process_time() - start))]
     table = raw.table.assign(part=split(raw.table, study.split_seed)).query("part in ('train', 'dev')")
-    table, drawn = table.assign(row=range(len(table))), process_time()
+    table, start = table.assign(row=range(len(table))), process_time()
     pictures = np.stack([np.asarray(raw.read_image(image)) for image in table.image])
-    rows = [{"what": "titles per second", "value": len(raw.table) / (loaded - start)}]
-    rows.append({"what": "pictures per second", "value": len(table) / (process_time() - drawn)})
+    rows.append(("pictures per second", None, len(table) / (process_time() - start)))
     trained = load_vision(study.vision.model_copy(update={"model": f"local-dir:{encoders / 'vision'}"}))
     torch.manual_seed(0)
     untrained = timm.create_model(VISION_MODEL, num_classes=0, **vision_shape(study.pretrain, study.vision.image_size))
@@ -65,11 +63,10 @@ def measure(study: Study, source: SyntheticSource, encoders: Path) -> list[dict]
     features["titles"] = normalize(embeddings, dim=1).numpy()
     features["titles, standardised"] = scale(features["titles"])
     train, dev = (table[table.part == part].reset_index(drop=True) for part in ("train", "dev"))
-    rows.append({"what": "most frequent class", "value": (dev.label == train.label.mode()[0]).mean()})
+    rows.append(("most frequent class", None, (dev.label == train.label.mode()[0]).mean()))
     for fraction, draws in SUBSETS.items():
         subsets = [train_subset(train, fraction, seed) for seed in range(draws)]
-        scores = {what: np.mean([probe(each, dev, x) for each in subsets]) for what, x in features.items()}
-        rows += [{"what": what, "fraction": fraction, "value": value} for what, value in scores.items()]
+        rows += [(what, fraction, np.mean([probe(s, dev, x) for s in subsets])) for what, x in features.items()]
     return rows
 
 
@@ -79,14 +76,13 @@ def main(state: str, worlds: list[int]) -> None:
         if not (encoders / tower).exists():
             start = process_time()
             pretrain(study, encoders / tower, progress=False)
-            rows.append({"what": f"pretraining {tower}, core-seconds", "value": process_time() - start})
+            rows.append((state, None, None, f"pretraining {tower}, core-seconds", None, process_time() - start))
     for world in worlds:
+        other = {"world": world, "products": 20_000, "classes": 40} if world else {}
         for genre, source in study.datasets.items():
-            if world:
-                source = source.model_copy(update={"world": world, "products": 20_000, "classes": 40})
-            rows += [{"world": world, "genre": genre} | row for row in measure(study, source, encoders)]
-    rows = pd.DataFrame([{"state": state} | row for row in rows], columns=[*KEYS, "value"]).round(4)
-    rows = pd.concat([pd.read_csv(OUT), rows]) if OUT.exists() else rows
+            source = source.model_copy(update=other)
+            rows += [(state, world, genre, *row) for row in measure(study, source, encoders)]
+    rows = pd.concat([pd.read_csv(OUT), pd.DataFrame(rows, columns=[*KEYS, "value"]).round(4)])
     rows.drop_duplicates(KEYS, keep="last").astype({"world": "Int64"}).to_csv(OUT, index=False)
 
 
