@@ -16,18 +16,21 @@ from icssl_lib.sources.synthetic.worlds import Family, Style, vocabulary
 
 COMPOSITIONS = 60
 
-# {noun} and {synonym} are a family's, {other} is another family's noun; {clauses} are none to three of those below.
-# Qualifiers stand behind their noun, never before it.
+# {noun} and {synonym} are a family's, {other} is another family's noun; {clauses} are one to three of those below.
+# Qualifiers stand behind their noun, never before it. {maker}, {rival_maker} and {range} are invented names that come
+# back with the family, so that a name can be seen to say what a thing is; {name} and {town} come once.
 SENTENCES = """
 a {colour} {noun} made of {material} {clauses}
 {number} of these {noun} in {colour} {clauses}, ideal for the {place}
 is this {noun} {qualifier}? yes, and it is {attribute} {clauses}
 which {noun} do you need for {season}? one that is {qualifier} {clauses}
 my {noun} came in {colour} {clauses}. {opinion}
-{name} from {town} says: the {noun} is {opinion} {clauses}
+{name} from {town} writes about the {noun}: {opinion} {clauses}
 {opinion}! bought it as a {noun}, used it as {other} {clauses}
 not {other} but {noun}: {qualifier}, {attribute}, {colour}
 {noun}, also called {synonym}, {clauses}
+{range} is what {maker} calls its {noun} {clauses}
+{maker} or {rival_maker}? both make {noun} that is {qualifier}, {attribute}
 how to choose {noun}: {qualifier} or {rival}, {attribute} or {detail}
 {attribute}, {detail}: what a {synonym} of {material} should have {clauses}
 for the {place}: {noun} that is {qualifier} {clauses}
@@ -49,7 +52,10 @@ no longer {rival}
 and {praise} too
 as {praise} as {name} promised
 for {season}
-from {town}
+by {maker}
+by {maker} from {town}
+of the {range} range by {maker}
+unlike the {range} of {rival_maker}
 """.strip().splitlines()
 PLACES = ["kitchen", "garage", "garden", "office", "bathroom", "school", "boat", "hotel", "studio", "road", "gym"]
 OPINIONS = """very happy with it, would not buy again, works as described, smaller than expected, a little loud,
@@ -64,11 +70,17 @@ def generic_titles(n: int, seed: int) -> list[str]:
     term of a catalogue is meant to occur, nor a model's code.
     """
     families = [family for genre in shapes.DRAWERS for family in vocabulary(genre)]
-    return [_sentence(Random(f"generic/{seed}/title/{k}"), families) for k in range(n)]
+    names = Random(f"generic/{seed}/names")
+    makers = [[language.coin(names).title() for _ in range(6)] for _ in families]
+    ranges = [[language.coin(names).title() for _ in range(12)] for _ in families]
+    trades = list(zip(families, makers, ranges, strict=True))
+    return [_sentence(Random(f"generic/{seed}/title/{k}"), trades) for k in range(n)]
 
 
-def _sentence(rng: Random, families: list[Family]) -> str:
-    family, other = rng.choice(families), rng.choice(families)
+def _sentence(rng: Random, trades: list[tuple[Family, list[str], list[str]]]) -> str:
+    """A sentence about a thing of one of the families, which come with their makers and ranges."""
+    (family, makers, ranges), (other, *_) = rng.choice(trades), rng.choice(trades)
+    maker, rival_maker = rng.sample(makers, 2)
     noun, synonym = rng.sample(family.nouns, 2)
     qualifier, rival = rng.sample(family.qualifiers, 2)
     attribute, detail = rng.sample(family.attributes, 2)
@@ -90,12 +102,15 @@ def _sentence(rng: Random, families: list[Family]) -> str:
         "place": rng.choice(PLACES),
         "season": rng.choice(language.SEASONS),
         "size": language.measure(rng),
+        "maker": maker,
+        "rival_maker": rival_maker,
+        "range": rng.choice(ranges),
         "name": language.coin(rng).title(),
         "town": language.coin(rng).title(),
         "praise": rng.choice(language.MARKETING),
         "opinion": rng.choice(OPINIONS),
     }
-    clauses = " ".join(rng.sample(CLAUSES, rng.randrange(4)))
+    clauses = " ".join(rng.sample(CLAUSES, 1 + rng.randrange(3)))
     sentence = rng.choice(SENTENCES).replace("{clauses}", clauses).format(**words)
     return " ".join(sentence.split()).replace(" ,", ",").replace(" .", ".")
 
