@@ -62,7 +62,8 @@ class SyntheticSource(Source):
     genre: Literal["automotive", "beauty", "electronics"]
     products: PositiveInt = 4000
     classes: Annotated[int, Field(ge=2)] = 40
-    seed: int = 0
+    world: Annotated[int, Field(ge=0)] = 0  # other families, brands, synonyms, proportions and light
+    name_distance: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the words of class names that no title has
 
 
 class TableSource(Source):

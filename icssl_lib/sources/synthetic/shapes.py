@@ -7,6 +7,7 @@ Its arguments a, b, c are 0, 1 or 2 and tell sister types apart: proportion, cou
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import isqrt
 
 import numpy as np
@@ -930,7 +931,7 @@ def adapter(p: Canvas, a: int, b: int, c: int) -> None:
         p.disc(w - 14, -2, 6, ACCENT)
 
 
-# --- everyday: only in the generic corpora ----------------------------------------------------------------
+# --- everyday: of no genre, in the worlds above 0 ----------------------------------------------------------
 
 
 def cup(p: Canvas, a: int, b: int, c: int) -> None:
@@ -1070,6 +1071,28 @@ DRAWERS: dict[str, list[Drawer]] = {
     ],
     "everyday": [cup, chair, ball, book, lamp, bag, shirt, clock],
 }
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A drawer as one world has it."""
+
+    drawer: Drawer
+    # What its arguments a, b and c are for the variants 0, 1 and 2.
+    arguments: tuple[tuple[int, ...], ...] = ((0, 1, 2),) * 3
+    proportions: tuple[int, int, int, int] = (100, 100, 100, 100)  # left, right, upper, lower half, per cent
+
+    def draw(self, u: np.ndarray, v: np.ndarray, variant: Sequence[int]) -> np.ndarray:
+        """Inks of a variant at raster points (u, v)."""
+        left, right, upper, lower = self.proportions
+        canvas = Canvas(_stretched(u, left, right), _stretched(v, upper, lower))
+        self.drawer(canvas, *(values[k] for values, k in zip(self.arguments, variant, strict=True)))
+        return canvas.inks
+
+
+def _stretched(line: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Coordinates in which what is drawn is ``low`` per cent as long below 0, and ``high`` above."""
+    return line if low == high == 100 else np.where(line < 0, line * 100 // low, line * 100 // high)
 
 
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
