@@ -18,13 +18,14 @@ STUDY_FILE = url2pathname(urlsplit(config["study"]).path)  # a file:// address
 STUDY = load_config(STUDY_FILE)
 ADAPTED = [m for m in STUDY.methods if m in METHODS and METHODS[m].adapts]  # variants are not looked at on maps
 AFTER = "convirt" if "convirt" in ADAPTED else ADAPTED[0] if ADAPTED else None  # what the maps show beside origin
-MAPS = expand("report/map-{dataset}.html", dataset=STUDY.datasets) if ADAPTED else []
+MAPS = expand("report/map-{dataset}.html", dataset=STUDY.datasets) if ADAPTED and STUDY.maps else []
 SEED = "-seed{seed}" if STUDY.runtime.job_per == "seed" else ""  # a job of a method has all seeds inside, or its own
 WHOLE = {  # notebooks about the whole study, and what they leave
     "table2": ("04_table2", ["figures/table2.csv"]),
     "figure5": ("05_figure5", ["figures/figure5.csv"]),
     "beyond": ("07_beyond", ["figures/compare.csv", "figures/factor.csv"]),
     "ablations": ("08_ablations", ["figures/ablations.csv"]),
+    "law": ("09_law", ["figures/law.csv", "figures/ladder.csv"]),
     "cost": ("06_cost", ["figures/cost.csv", "figures/onnx.csv", "figures/accuracy_cost.png"]),
 }
 ASKED = ["table2", "figure5", *STUDY.notebooks]

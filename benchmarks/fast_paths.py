@@ -100,7 +100,6 @@ USUAL = ["SimCSE, MiniLM-L6", "fine-tuning, MiniLM-L6"]
 WITHOUT: dict[str, Callable[[], AbstractContextManager]] = {
     "all of them": nullcontext,
     "no padding in linear layers": partial(mock.patch.object, unpad, "UNPADDED", set()),
-    "own dropout": partial(mock.patch.object, unpad, "drop", nn.functional.dropout),
 }
 # The last two are not of a study; timm reads the last, which in a study follows the precision.
 SETTINGS = MALLOC | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "TIMM_FUSED_ATTN": "0"}

@@ -34,6 +34,7 @@ class Catalogue:
     report: pd.DataFrame  # reason, action, count, example
     split_hash: str
     folder: Path
+    memory: dict = field(default_factory=dict, repr=False, compare=False)  # what one job computes once
     handed: Counter[str] = field(default_factory=Counter, repr=False, compare=False)  # how often each part was
 
     def part(self, part: str) -> pd.DataFrame:

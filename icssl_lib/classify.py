@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from accelerate import PartialState
 
-from icssl_lib.baselines import frozen, labelled, late, nearest_titles, oracle
+from icssl_lib.baselines import frozen, labelled, late, oracle, self_taught
 from icssl_lib.catalogue import Catalogue, head_tail, train_subset
 from icssl_lib.config import Run, Study
 from icssl_lib.encoders import save_pretrained
@@ -20,8 +20,8 @@ from icssl_lib.recommended import distilled, named, with_words
 from icssl_lib.remedies import confusable, flipped
 
 CLASSIFIERS = {  # each takes a task, labelled products and, if any, a method's features, and returns a `Read`
-    "finetune": fit, "distilled": distilled, "late": late, "frozen": frozen, "knn": nearest_titles,
-    "labelled": labelled, "oracle": oracle,
+    "finetune": fit, "distilled": distilled, "late": late, "frozen": frozen,
+    "self_taught": self_taught, "labelled": labelled, "oracle": oracle,
 }  # fmt: skip
 
 
@@ -62,15 +62,16 @@ def _classify(task: Task, entry: Method, fraction: float, keep: Path | None) -> 
     before = catalogue.handed["test"]
     train = train_subset(catalogue.part("train"), fraction, task.seed)
     if config.label_noise:
-        whole, similar = catalogue.part("train"), config.noise_towards == "similar"  # whole: so that fractions agree
-        towards = confusable(tuple(whole.title), tuple(whole.label), tuple(labels)) if similar else None
+        similar = config.noise_towards == "similar"
+        towards = confusable(catalogue.part("train"), labels) if similar else None  # the whole: so that fractions agree
         train = train.assign(label=flipped(train.label, labels, config.label_noise, task.seed, towards))
     n_train = len(train)
     if config.label_names or entry.names:
         train = pd.concat([train, named(labels)], ignore_index=True)
-    read = CLASSIFIERS[entry.classifier](task, train, *[entry.features] * bool(entry.features))
+    kind = "frozen" if config.frozen and entry.classifier == "finetune" else entry.classifier
+    read = CLASSIFIERS[kind](task, train, *[entry.features] * bool(entry.features))
     words = Lexical.fit(list(train.title), list(train.label), labels) if entry.lexical else None
-    if keep is not None and entry.classifier in ("finetune", "distilled") and PartialState().is_main_process:
+    if keep is not None and kind in ("finetune", "distilled") and PartialState().is_main_process:
         read.tokenizer.model_max_length = task.study.text.max_tokens
         save_pretrained(read.model, read.tokenizer, keep)
         if words:

@@ -96,7 +96,7 @@ class AmazonSource(Source):
 
 class TextConfig(Strict):
     model: str = "pretrained"  # hub name, folder, or "pretrained": what this study's `pretrain` section makes
-    pooling: Literal["mean", "cls", "pooler"] = "mean"  # pooler: what a BERT classifier reads, made of the first token
+    pooling: Literal["mean", "cls"] = "mean"
     max_tokens: Annotated[int, Field(ge=4)] = 32
 
 
@@ -137,6 +137,7 @@ class FinetuneConfig(Strict):
     noise_towards: Literal["any", "similar"] = "any"  # "similar": a class that TF-IDF confuses with the right one
     imbalance: Literal["none", "logit_adjusted", "class_balanced"] = "none"
     label_names: bool = False  # True: each label's name is one more title of its own
+    frozen: bool = False  # True: logistic regression on the frozen encoder takes the place of fine-tuning
     fractions: Annotated[list[Fraction], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Fraction] = [1.0]  # fractions whose weights are saved
 
@@ -204,7 +205,8 @@ class Study(Strict):
     vision: VisionConfig = VisionConfig()
     methods: Annotated[list[Name], Field(min_length=1)] = ["origin", "simcse", "convirt", "convirt_shuffled"]
     variants: dict[Name, Variant] = {}
-    notebooks: list[Literal["cost", "beyond", "ablations"]] = []  # beside those of every study: 06, 07, 08
+    notebooks: list[Literal["cost", "beyond", "ablations", "law"]] = []  # beside those of every study: 06 to 09
+    maps: bool = True  # of the space of titles, before and after adaptation
     pretrain: PretrainConfig | None = None  # of tiny encoders, on the embedded catalogue's generic corpora
     adapt: AdaptConfig = AdaptConfig()
     finetune: FinetuneConfig = FinetuneConfig()

@@ -47,10 +47,9 @@ class TextTower(nn.Module):
         self.projection = projection(backbone.config.hidden_size, projection_dim, depth)
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
-        hidden = output.last_hidden_state  # (N, T, H)
-        if self.pooling != "mean":
-            return output.pooler_output if self.pooling == "pooler" else hidden[:, 0]
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (N, T, H)
+        if self.pooling == "cls":
+            return hidden[:, 0]
         weights = attention_mask[..., None].to(hidden.dtype)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)  # the mean over real tokens
 

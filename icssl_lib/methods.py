@@ -70,7 +70,7 @@ class Method:
     title: str  # for people
     loss: "Callable[[Towers, Batch, AdaptConfig], Tensor] | None" = None  # None: the encoder as it comes
     pictures: Literal["none", "own", "shuffled"] = "none"  # shuffled: of other products, drawn once per seed
-    classifier: Literal["finetune", "distilled", "late", "frozen", "knn", "labelled", "oracle"] = "finetune"
+    classifier: Literal["finetune", "distilled", "late", "frozen", "self_taught", "labelled", "oracle"] = "finetune"
     features: tuple[str, ...] = ()  # what a classifier of frozen features reads: `baselines.FEATURES`
     after: str | None = None  # another method, from whose encoder of the same seed adaptation starts
     encoder: str | None = None  # another method, whose encoder (and vision tower) this one classifies with
@@ -95,7 +95,9 @@ class Method:
 # Labels' names are titles too, and a title classifier is its own teacher on the SSL part. Recommended: with TF-IDF.
 _NAMED = {"classifier": "distilled", "names": True}
 _RECOMMENDED = {**_NAMED, "lexical": True}
-_NGRAMS, _PROBE = ({"classifier": "frozen", "features": features} for features in (("words", "ngrams"), ("title",)))
+_WORDS = ("words", "ngrams")
+_NGRAMS, _PROBE, _BOTH = ({"classifier": "frozen", "features": f} for f in (_WORDS, ("title",), (*_WORDS, "title")))
+_TAUGHT = {"classifier": "self_taught", "encoder": "convirt", "names": True}
 
 METHODS: dict[str, Method] = {
     "origin": Method("BERT (origin)"),
@@ -111,17 +113,23 @@ METHODS: dict[str, Method] = {
     "probe_names": Method("Frozen origin, names", names=True, **_PROBE),
     "probe_convirt": Method("Frozen ConVIRT", encoder="convirt", **_PROBE),
     "probe_convirt_names": Method("Frozen ConVIRT, names", encoder="convirt", names=True, **_PROBE),
-    "probe_shuffled": Method("Frozen ConVIRT, shuffled pairs (control)", encoder="convirt_shuffled", **_PROBE),
+    "probe_ngrams": Method(
+        "Frozen ConVIRT + TF-IDF, names",
+        encoder="convirt",
+        names=True,
+        classifier="frozen",
+        features=(*_WORDS, "title"),
+    ),
+    "taught": Method("Frozen ConVIRT, names, self-taught", **_TAUGHT, features=("title",)),
+    "taught_picture": Method("Frozen ConVIRT + picture, names, self-taught", **_TAUGHT, features=("title", "picture")),
     "mlm": Method("Masked LM", mlm, words=True),
     "convirt_simcse": Method("ConVIRT + SimCSE", convirt_simcse, pictures="own"),
     "convirt_mlm": Method("ConVIRT + masked LM", convirt_mlm, pictures="own", words=True),
-    "knn": Method("k nearest (origin)", classifier="knn", features=("title",)),
-    "knn_convirt": Method("k nearest (ConVIRT)", classifier="knn", features=("title",), encoder="convirt"),
     "image": Method("Picture alone", classifier="frozen", features=("picture",)),
     "dual_late": Method("Title + picture (late)", classifier="late"),
     "dual_convirt": Method("Title + picture (late, ConVIRT)", classifier="late", encoder="convirt"),
     "labelled": Method("Ceiling: the class has a label", classifier="labelled"),
-    "oracle": Method("Ceiling: title oracle", classifier="oracle", features=("words", "ngrams")),
+    "oracle": Method("Ceiling: title oracle", classifier="oracle", features=_WORDS),
     "convirt_sigmoid": Method("ConVIRT, sigmoid loss", convirt_sigmoid, pictures="own", scaled=True),
     "self_trained": Method("ConVIRT, self-training", classifier="distilled", encoder="convirt"),
     "self_trained_names": Method("ConVIRT, names, self-training", encoder="convirt", **_NAMED),

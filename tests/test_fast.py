@@ -17,7 +17,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from icssl_lib.fast.unpad import UNPADDED, drop, fast, padded, places_of
+from icssl_lib.fast.unpad import UNPADDED, fast, padded, places_of
 
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
@@ -128,42 +128,6 @@ def test_the_path_ends_with_its_block_also_after_an_error_and_holds_when_nested(
         fails()
     assert not [m for m in model.modules() if "forward" in vars(m)]
     assert model.config._attn_implementation != "icssl_fast"
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_has_the_rate_the_mean_and_the_variance_of_torchs_own(p):
-    torch.manual_seed(0)
-    x = torch.ones(1 << 20)
-    kept = drop(x, p)
-    n, q = x.numel(), 1 - p
-    assert kept.unique().tolist() == pytest.approx([0.0, 1 / q], rel=1e-4)
-    assert abs((kept > 0).float().mean().item() - q) < 5 * (p * q / n) ** 0.5
-    assert abs(kept.mean().item() - 1) < 5 * (p / q / n) ** 0.5
-    rows = (kept > 0).float().view(-1, 4)  # four share a random number
-    assert (torch.corrcoef(rows.T) - torch.eye(4)).abs().max() < 5 / (n / 4) ** 0.5
-    lag = (kept[1:] > 0).float(), (kept[:-1] > 0).float()
-    assert abs(torch.corrcoef(torch.stack(lag))[0, 1].item()) < 5 / n**0.5
-
-
-@pytest.mark.parametrize("shape", [(1,), (3,), (5, 7), (2, 3, 4)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_sends_the_gradient_where_the_value_went(shape, dtype):
-    torch.manual_seed(1)
-    x = torch.randn(shape, dtype=dtype, requires_grad=True)
-    y = drop(x, 0.4)
-    assert (y.shape, y.dtype) == (x.shape, dtype)
-    y.sum().backward()
-    torch.testing.assert_close(x.grad * x.detach(), y.detach(), rtol=2e-2, atol=1e-6)
-
-
-def test_dropout_repeats_with_the_seed_and_differs_without():
-    x = torch.randn(100)
-    torch.manual_seed(0)
-    first, second = drop(x, 0.5), drop(x, 0.5)
-    torch.manual_seed(0)
-    assert torch.equal(drop(x, 0.5), first)
-    assert not torch.equal(first, second)
-    assert torch.equal(drop(x, 0.0), x)
 
 
 def test_two_passes_of_a_title_have_dropouts_of_their_own():

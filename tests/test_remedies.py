@@ -88,7 +88,7 @@ def test_classes_are_confusable_as_tfidf_confuses_them(toy):
 
 
 def test_noise_reaches_every_classifier_and_neither_dev_nor_test(toy, read):
-    for method in ("tfidf", "knn"):
+    for method in ("tfidf", "probe"):
         clean, *spoilt = (
             read(method, toy, **noise)
             for noise in ({}, {"label_noise": 0.9}, {"label_noise": 0.9, "noise_towards": "similar"})
@@ -102,7 +102,7 @@ def test_noise_reaches_every_classifier_and_neither_dev_nor_test(toy, read):
 def test_all_methods_and_fractions_get_the_same_wrong_labels(towards, toy, tiny_text, tiny_vision, monkeypatch):
     study, learnt = toys.study(tiny_text, tiny_vision, finetune={"label_noise": 0.5, "noise_towards": towards}), []
     monkeypatch.setattr(classify_stage, "flipped", lambda *of: learnt.append(flipped(*of)) or learnt[-1])
-    for method, fraction in (("tfidf", 1.0), ("origin", 1.0), ("knn", 0.5)):
+    for method, fraction in (("tfidf", 1.0), ("origin", 1.0), ("probe", 0.5)):
         classify(Run("toy", method, 0), fraction, toy, study, Start(str(tiny_text), study.vision))
     whole, same, half = learnt
     assert whole.equals(same)

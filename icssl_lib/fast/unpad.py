@@ -29,24 +29,19 @@ class Packing:
 def fast(model: nn.Module, enabled: bool = True) -> Iterator[Packing]:
     """While the block runs, and if ``enabled``, ``model`` (towers, an encoder, a classifier) goes the fast path; yields
     how it packs tokens. Encoders that are not `UNPADDED` pad as before."""
-    packing, forwards = Packing(), {}
+    packing = Packing()
     encoder = next((m.base_model for m in model.modules() if isinstance(m, PreTrainedModel)), None)
-    if enabled:
-        forwards = {m: partial(_drop_in, m) for m in model.modules() if isinstance(m, nn.Dropout)}
-    if enabled and encoder is not None and encoder.config.model_type in UNPADDED:
-        forwards[encoder] = partial(_unpadded, encoder, encoder.forward, packing)
-    changed = [module for module in forwards if "forward" not in vars(module)]  # others go that path already
-    for module in changed:
-        module.forward = forwards[module]
-    if encoder in changed:
-        implementation, encoder.config._attn_implementation = encoder.config._attn_implementation, NAME
+    able = enabled and encoder is not None and encoder.config.model_type in UNPADDED
+    if not able or "forward" in vars(encoder):  # it goes that path already
+        yield packing
+        return
+    implementation, encoder.config._attn_implementation = encoder.config._attn_implementation, NAME
+    encoder.forward = partial(_unpadded, encoder, encoder.forward, packing)
     try:
         yield packing
     finally:
-        for module in changed:
-            del module.forward  # the class's own is seen again
-        if encoder in changed:
-            encoder.config._attn_implementation = implementation
+        del encoder.forward  # the class's own is seen again
+        encoder.config._attn_implementation = implementation
 
 
 def _unpadded(
@@ -95,24 +90,8 @@ def attend(
         with torch.autocast("cpu", enabled=False):  # else dropout would be in float32, and then be narrowed
             score = (q.to(v.dtype) * (scaling or q.shape[-1] ** -0.5)) @ k.to(v.dtype).mT
             score = score.masked_fill_(~mask, torch.finfo(score.dtype).min)
-            out = drop(score.softmax(-1, torch.float32).to(v.dtype), dropout) @ v
+            out = nn.functional.dropout(score.softmax(-1, torch.float32).to(v.dtype), dropout) @ v
     return out.transpose(1, 2).flatten(0, 1)[places][None], None
 
 
 AttentionInterface.register(NAME, attend)
-
-
-def drop(x: Tensor, p: float) -> Tensor:
-    """Independent dropout of each element (Srivastava et al., 2014), p in [0, 1). On a GPU it is torch's own; on a CPU
-    one 64-bit random number serves four elements, so p is rounded to a multiple of 1 / 65,536."""
-    if p == 0 or x.device.type != "cpu":
-        return nn.functional.dropout(x, p)
-    dropped = round(p * 65536)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    scale = torch.empty(x.shape, dtype=x.dtype)  # 0 or 1 / (1 - p); made of bool it would take twice as long
-    torch.ge(bits[: x.numel()].view(x.shape), dropped - 32768, out=scale).mul_(65536 / (65536 - dropped))
-    return x * scale
-
-
-def _drop_in(module: nn.Dropout, x: Tensor) -> Tensor:
-    return drop(x, module.p if module.training else 0.0)
