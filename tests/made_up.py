@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +39,16 @@ def seed_weights(stream: int, n: int, seeds: int) -> list[list[np.ndarray]]:
 
 
 def run_folder(study: Study, out: Path, methods: dict[str, float] = METHODS) -> None:
-    """Fill a run folder of the dataset beauty with numbers that are drawn."""
-    rng = np.random.default_rng(0)
-    folder = out / "catalogues" / "beauty"
-    catalogue = ingest("beauty", study.datasets["beauty"], 32, study.split_seed, folder, progress=False)
-    test = catalogue.part("test")
-    head, tail = report.heads_and_tails(out, ["beauty"])["beauty"]
-    rows = []
-    for method, right in methods.items():
+    """Fill a run folder with numbers that are drawn."""
+    rng, rows = np.random.default_rng(0), []
+    for dataset, (method, right) in product(study.datasets, methods.items()):
+        folder = out / "catalogues" / dataset
+        if not folder.exists():
+            catalogue = ingest(dataset, study.datasets[dataset], 32, study.split_seed, folder, progress=False)
+            test = catalogue.part("test")
+            head, tail = report.heads_and_tails(out, [dataset])[dataset]
         for seed in study.seeds:
-            keys, frames = {"dataset": "beauty", "method": method, "seed": seed}, []
+            keys, frames = {"dataset": dataset, "method": method, "seed": seed}, []
             for fraction in study.finetune.fractions:
                 hit = rng.random(len(test)) < right * (0.7 + 0.3 * fraction)
                 guess = rng.choice(catalogue.labels, len(test))

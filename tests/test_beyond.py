@@ -33,10 +33,11 @@ def table(tmp_path_factory):
     return path
 
 
-def made_up(folder, table, methods, variants=None):
+def made_up(folder, table, methods, variants=None, datasets=None):
     """A configuration and its run folder."""
     source = {"source": "table", "table": str(table), "id": "id", "image": None}
-    study = {"study": "made-up", "seeds": [0, 1, 2, 3], "datasets": {"beauty": source}, "methods": list(methods)}
+    datasets = {name: source | own for name, own in (datasets or {"beauty": {}}).items()}
+    study = {"study": "made-up", "seeds": [0, 1, 2, 3], "datasets": datasets, "methods": list(methods)}
     study |= {"text": {"model": "somewhere"}, "vision": {"model": "vit_tiny_patch16_224"}, "variants": variants or {}}
     study |= {"finetune": {"fractions": [0.4, 1.0]}}
     folder.mkdir()
@@ -130,3 +131,31 @@ def test_questions_whose_methods_are_missing_are_skipped(tmp_path, table, method
     space = here("08_ablations", config, out)
     assert space["table"].empty
     assert list(pd.read_csv(out / "figures" / "ablations.csv"))[:2] == ["setting", "value"]
+
+
+LAW = {"origin": 0.4, "convirt": 0.7, "convirt_shuffled": 0.4, "convirt_names": 0.72, "taught": 0.74}
+LAW |= {"taught_picture": 0.8, "image": 0.5, "oracle": 0.9}
+
+
+def test_the_law_has_a_point_for_each_catalogue_and_masking_and_takes_those_of_other_studies(tmp_path, table):
+    datasets = {"shop_000": {}, "shop_100": {"mask_class_words": 1.0}}
+    config, out = made_up(tmp_path / "study", table, LAW, datasets=datasets)
+    for name in ("09_law", "09_law with the first's points beside"):
+        parameters = {"config": str(config), "out": str(out)}
+        parameters |= {"beside": [str(tmp_path / "law.csv")]} if "beside" in name else {}
+        notebooks.execute(ROOT / "notebooks" / "09_law.ipynb", out / "notebooks" / f"{name}.ipynb", parameters)
+        law = pd.read_csv(out / "figures" / "law.csv")
+        law.to_csv(tmp_path / "law.csv", index=False)
+    assert len(law) == 2 * 2 * 2  # data sets, ConVIRT and its control, studies
+    results = report.read_results(out)
+    oracle = results.query("method == 'oracle' and fraction == 1").groupby("dataset")["accuracy"].mean()
+    for row in law.itertuples():
+        assert row.title == pytest.approx(oracle[row.dataset], abs=1e-5)
+        assert row.masked == {"shop_000": 0, "shop_100": 1}[row.dataset]
+        assert row.low <= row.difference <= row.high
+        assert row.factor_low <= row.factor <= row.factor_high
+    gained = law.groupby("method")["difference"].mean()
+    assert gained["convirt"] > gained["convirt_shuffled"] + 0.1
+    ladder = pd.read_csv(out / "figures" / "ladder.csv")
+    assert list(ladder.groupby("dataset", sort=False).size()) == [6, 6]
+    assert all((out / "figures" / f"{name}.png").is_file() for name in ("law", "ladder"))
