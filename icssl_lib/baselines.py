@@ -1,7 +1,8 @@
 """Classifiers that train in seconds: on the words of a title, on frozen encoders, on both. And what bounds them all."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,15 +24,9 @@ Features = Callable[[pd.DataFrame], np.ndarray | sparse.csr_matrix]  # products 
 C = 30  # of logistic regression: chosen on Dev over all catalogues at once (docs/decisions.md)
 
 
-def words(task: Task, train: pd.DataFrame) -> Features:
-    """TF-IDF of words, with the vocabulary of ``train``."""
-    vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit(train.title)
-    return lambda products: vectorizer.transform(products.title)
-
-
-def ngrams(task: Task, train: pd.DataFrame) -> Features:
-    """TF-IDF of 2 to 5 letters in a row inside of words: it knows parts of words, and plurals."""
-    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5)).fit(train.title)
+def tfidf(task: Task, train: pd.DataFrame, **options: Any) -> Features:
+    """Titles by TF-IDF, with the vocabulary of ``train``; options: of scikit-learn's TfidfVectorizer."""
+    vectorizer = TfidfVectorizer(**options).fit(train.title)
     return lambda products: vectorizer.transform(products.title)
 
 
@@ -44,9 +39,8 @@ def title(task: Task, train: pd.DataFrame) -> Features:
             backbone, tokenizer = load_text(task.start.encoder)
             backbone.to(make_accelerator(study.runtime).device)
             with fast(backbone, study.runtime.fast):
-                known.update(
-                    zip(new, normalize(embed_titles(backbone, tokenizer, new, study.text).numpy()), strict=True)
-                )
+                vectors = embed_titles(backbone, tokenizer, new, study.text)
+            known.update(zip(new, normalize(vectors.numpy()), strict=True))
         return np.stack([known[title] for title in products.title])
 
     return embed
@@ -70,7 +64,11 @@ def picture(task: Task, train: pd.DataFrame) -> Features:
     return lambda products: known[products.image_row]
 
 
-FEATURES = {"words": words, "ngrams": ngrams, "title": title, "picture": picture}
+FEATURES = {
+    "words": partial(tfidf, token_pattern=r"\S+"),
+    "ngrams": partial(tfidf, analyzer="char_wb", ngram_range=(2, 5)),  # 2 to 5 letters in a row, inside of words
+    "title": title, "picture": picture,
+}  # fmt: skip
 
 
 def frozen(
@@ -105,9 +103,8 @@ def self_taught(task: Task, train: pd.DataFrame, features: tuple[str, ...]) -> R
     probability = frozen(task, train, features)(pool)
     pool["label"] = np.array(task.catalogue.labels, dtype=object)[probability.argmax(axis=1)]
     rank = pd.Series(probability.max(axis=1)).groupby(pool.label).rank(ascending=False, pct=True)
-    sure = pool[rank <= 0.3]
-    weight = np.repeat([1.0, 0.3], [len(train), len(sure)])
-    return frozen(task, pd.concat([train, sure], ignore_index=True), features, weight)
+    both = pd.concat([train, pool[rank <= 0.3]], ignore_index=True)
+    return frozen(task, both, features, np.where(both.index < len(train), 1.0, 0.3))
 
 
 def late(task: Task, train: pd.DataFrame) -> Read:

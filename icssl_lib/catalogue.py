@@ -95,19 +95,13 @@ def masked(products: pd.DataFrame, class_words: Iterable[str], share: float) -> 
     def stems(text: str) -> set[str]:
         return {word.removesuffix("s") for word in normalise_title(text).split()}
 
-    known = set().union(*map(stems, class_words))
-
     def mask(product: str, title: str) -> str:
-        words = enumerate(title.split())
-        kept = [word for i, word in words if not stems(word) <= known or _chance(f"mask\t{product}\t{i}") >= share]
+        draws = np.random.default_rng(list(f"mask\t{product}".encode())).random(title.count(" ") + 1)
+        kept = [word for word, x in zip(title.split(), draws, strict=True) if x >= share or not stems(word) <= known]
         return " ".join(kept) or "-"
 
+    known = set().union(*map(stems, class_words))
     return pd.Series(map(mask, products["id"], products["title"]), products.index)
-
-
-def _chance(key: str) -> float:
-    """A number in [0, 1) by the key alone."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
 def split_hash(products: pd.DataFrame) -> str:

@@ -62,14 +62,14 @@ def _classify(task: Task, entry: Method, fraction: float, keep: Path | None) -> 
     before = catalogue.handed["test"]
     train = train_subset(catalogue.part("train"), fraction, task.seed)
     if config.label_noise:
-        similar = config.noise_towards == "similar"
-        towards = confusable(catalogue.part("train"), labels) if similar else None  # the whole: so that fractions agree
+        towards = confusable(catalogue.part("train"), labels) if config.noise_towards == "similar" else None
         train = train.assign(label=flipped(train.label, labels, config.label_noise, task.seed, towards))
     n_train = len(train)
     if config.label_names or entry.names:
         train = pd.concat([train, named(labels)], ignore_index=True)
-    kind = "frozen" if config.frozen and entry.classifier == "finetune" else entry.classifier
-    read = CLASSIFIERS[kind](task, train, *[entry.features] * bool(entry.features))
+    fast = config.features and entry.classifier == "finetune"
+    kind, features = ("frozen", config.features) if fast else (entry.classifier, entry.features)
+    read = CLASSIFIERS[kind](task, train, *[features] * bool(features))
     words = Lexical.fit(list(train.title), list(train.label), labels) if entry.lexical else None
     if keep is not None and kind in ("finetune", "distilled") and PartialState().is_main_process:
         read.tokenizer.model_max_length = task.study.text.max_tokens

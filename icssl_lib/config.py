@@ -51,8 +51,6 @@ class Strict(BaseModel, frozen=True):
 
 
 class Source(Strict):
-    """What every source has."""
-
     mask_class_words: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of class words that titles lose: the law's dial
     class_words: list[str] = []  # beside the words of class names, what is masked: their synonyms
 
@@ -137,7 +135,7 @@ class FinetuneConfig(Strict):
     noise_towards: Literal["any", "similar"] = "any"  # "similar": a class that TF-IDF confuses with the right one
     imbalance: Literal["none", "logit_adjusted", "class_balanced"] = "none"
     label_names: bool = False  # True: each label's name is one more title of its own
-    frozen: bool = False  # True: logistic regression on the frozen encoder takes the place of fine-tuning
+    features: tuple[Literal["words", "ngrams", "title"], ...] = ()  # logistic regression on these, not fine-tuning
     fractions: Annotated[list[Fraction], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Fraction] = [1.0]  # fractions whose weights are saved
 

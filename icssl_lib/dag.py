@@ -97,13 +97,9 @@ def check_methods(study: Study) -> None:
         known = [*METHODS, *study.variants]
         if method not in known:
             raise ConfigError(f"methods: no method '{method}'; {nearest(method, known)}")
-        entry, made_by = entry_of(study, method), adapted_by(study, method)
-        if entry.uses_images and made_by and entry_of(study, made_by).pictures == "none":
-            raise ConfigError(f"methods: '{method}' looks at pictures, and '{made_by}' adapts no vision tower")
-        if made_by not in (None, *study.methods):
-            raise ConfigError(f"methods: '{method}' classifies with the encoder of '{made_by}'; add '{made_by}'")
-        if entry.after not in (None, *study.methods):
-            raise ConfigError(f"methods: '{method}' starts from the encoder of '{entry.after}'; add '{entry.after}'")
+        for needed in (adapted_by(study, method), entry_of(study, method).after):
+            if needed not in (None, *study.methods):
+                raise ConfigError(f"methods: '{method}' starts from the encoder of '{needed}'; add '{needed}'")
     if "origin" not in study.methods:
         raise ConfigError("methods: 'origin' is missing; every difference is taken from it")
 

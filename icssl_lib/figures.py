@@ -91,9 +91,7 @@ def _curves(table: pd.DataFrame, bars: bool = False) -> Figure:
                 at = lines[lines["method"] == method]
                 if bars:
                     error = np.clip([at["value"] - at["low"], at["high"] - at["value"]], 0, None)
-                    shifted = at["fraction"] * 1.03 ** (
-                        i - (len(group) - 1) / 2
-                    )  # so that the intervals do not overlap
+                    shifted = at["fraction"] * 1.03 ** (i - (len(group) - 1) / 2)  # no interval covers another
                     ax.errorbar(shifted, at["value"], error, capsize=2, elinewidth=1, **own)
                 else:
                     ax.plot(at["fraction"], at["value"], **own)

@@ -44,11 +44,6 @@ def mlm(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Tensor":
     return nats.sum() / words.sum().clamp(min=1)
 
 
-def convirt_simcse(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Tensor":
-    """Both contrasts: L(ConVIRT) + L(SimCSE)."""
-    return convirt(towers, batch, config) + simcse(towers, batch, config)
-
-
 def convirt_mlm(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Tensor":
     """Pictures, without forgetting words: L(ConVIRT) + L(MLM)."""
     return convirt(towers, batch, config) + mlm(towers, batch, config)
@@ -97,7 +92,7 @@ _NAMED = {"classifier": "distilled", "names": True}
 _RECOMMENDED = {**_NAMED, "lexical": True}
 _WORDS = ("words", "ngrams")
 _NGRAMS, _PROBE, _BOTH = ({"classifier": "frozen", "features": f} for f in (_WORDS, ("title",), (*_WORDS, "title")))
-_TAUGHT = {"classifier": "self_taught", "encoder": "convirt", "names": True}
+_TAUGHT = {**_BOTH, "classifier": "self_taught", "encoder": "convirt", "names": True}
 
 METHODS: dict[str, Method] = {
     "origin": Method("BERT (origin)"),
@@ -120,10 +115,9 @@ METHODS: dict[str, Method] = {
         classifier="frozen",
         features=(*_WORDS, "title"),
     ),
-    "taught": Method("Frozen ConVIRT, names, self-taught", **_TAUGHT, features=("title",)),
-    "taught_picture": Method("Frozen ConVIRT + picture, names, self-taught", **_TAUGHT, features=("title", "picture")),
+    "taught": Method("Frozen ConVIRT + TF-IDF, names, self-taught", **_TAUGHT),
+    "taught_picture": Method("The same + picture", **_TAUGHT | {"features": (*_WORDS, "title", "picture")}),
     "mlm": Method("Masked LM", mlm, words=True),
-    "convirt_simcse": Method("ConVIRT + SimCSE", convirt_simcse, pictures="own"),
     "convirt_mlm": Method("ConVIRT + masked LM", convirt_mlm, pictures="own", words=True),
     "image": Method("Picture alone", classifier="frozen", features=("picture",)),
     "dual_late": Method("Title + picture (late)", classifier="late"),

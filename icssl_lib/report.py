@@ -78,21 +78,6 @@ def gained_and_lost(predictions: pd.DataFrame) -> pd.DataFrame:
     return changed.merge(misses.drop(columns="count"), on=[*item, "wrong"]).drop(columns="wrong")
 
 
-def class_scores(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Scores of each class that has instances in Test, 0 to 1, means over seeds: columns dataset, fraction, method,
-    label, test (instances), f1, precision, recall, difference (of F1 from `origin`), low and high (of one seed)."""
-    row, right = ["dataset", "fraction", "method", "label"], predictions["label"] == predictions["predicted"]
-    named = predictions.assign(label=predictions["predicted"])
-    kinds = {"test": predictions, "hits": predictions[right], "named": named}
-    counts = pd.DataFrame({kind: rows.groupby([*row, "seed"]).size() for kind, rows in kinds.items()}).fillna(0)
-    formulas = "f1 = 2 * hits / (test + named) \n precision = hits / named \n recall = hits / test"
-    scores = counts.query("test > 0").eval(formulas).fillna(0)
-    scores["difference"] = scores["f1"] - scores["f1"].xs(metrics.BASELINE, level="method")
-    means = scores.groupby(row).mean().drop(columns=["named", "hits"]).astype({"test": int})
-    means[["low", "high"]] = scores.groupby(row)["difference"].agg(["min", "max"])
-    return means.reset_index()
-
-
 def convert(notebook: Path) -> Path:
     """The executed notebook as a page beside it that needs neither network nor other files, and leads to the report."""
     page = notebook.with_suffix(".html")

@@ -11,6 +11,7 @@ import pandas as pd
 from icssl_lib import metrics, report
 from icssl_lib.catalogue import ingest
 from icssl_lib.config import Run, Study
+from icssl_lib.dag import ROOT
 from icssl_lib.runs import path_of
 
 METHODS = {"origin": 0.4, "simcse": 0.4, "convirt": 0.7, "tfidf": 0.5}  # with the share of items each gets right
@@ -72,3 +73,12 @@ def run_folder(study: Study, out: Path, methods: dict[str, float] = METHODS) -> 
                 space = [("title uniformity", "before", -1.0), ("title uniformity", "after", -2.0)]
                 pd.DataFrame(space, columns=["measure", "when", "value"]).to_csv(path / "space.csv", index=False)
     pd.DataFrame(rows).to_csv(out / "results.csv", index=False)
+
+
+def class_scores(predicted: pd.DataFrame) -> pd.DataFrame:
+    """The table of classes as notebook 05 makes it of predictions."""
+    cells = json.loads((ROOT / "notebooks/05_figure5.ipynb").read_text("utf-8"))["cells"]
+    (source,) = ("".join(cell["source"]) for cell in cells if "formulas" in "".join(cell["source"]))
+    space = {"pd": pd, "predicted": predicted}
+    exec(source.replace("report.read_predictions(out, results)", "predicted"), space)
+    return space["classes"].reset_index()

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from made_up import METHODS, predictions, run_folder
+from made_up import METHODS, class_scores, predictions, run_folder
 
 from icssl_lib import metrics, report
 from icssl_lib.catalogue import open_catalogue
@@ -154,7 +154,7 @@ SCORED = predictions([*"AABC"], {"origin": [[*"ABBA"]] * 3, "convirt": [[*"AABZ"
 
 
 def test_class_scores_by_hand():
-    table = report.class_scores(SCORED)
+    table = class_scores(SCORED)
     theirs, ours = (table[table["method"] == m].set_index("label") for m in ("origin", "convirt"))
     assert list(ours.index) == [*"ABC"]  # Z has no true instance
     assert ours["test"].tolist() == [2, 1, 1]

@@ -9,7 +9,7 @@ import browser
 import numpy as np
 import pytest
 import yaml
-from made_up import METHODS, run_folder
+from made_up import METHODS, class_scores, run_folder
 from PIL import Image
 
 from icssl_lib import report
@@ -149,7 +149,7 @@ def test_lists_choose_what_is_shown_and_that_is_what_the_predictions_say(classes
     choose(classes, "fraction", "0.05")
     labels, predictions = column(classes, "class"), report.read_predictions(out, report.read_results(out))
     only = "fraction == 0.05 and method == 'convirt'"
-    scores = report.class_scores(predictions).query(only).set_index("label")
+    scores = class_scores(predictions).query(only).set_index("label")
     gained = report.gained_and_lost(predictions).query(f"{only} and change == 'gained'")["label"].value_counts()
     assert set(labels) == set(scores.index)
     for name, wanted in (("f1", scores["f1"]), ("difference", scores["difference"]), ("gained", gained)):
