@@ -27,7 +27,7 @@ LOOKS = [
     {"color": PALETTE[5], "marker": "v", "linestyle": (0, (5, 1))},
     {"color": "#444444", "marker": "P", "linestyle": (0, (1, 1))},
 ]
-FILLS = ("full", "none", "left", "top")  # of markers, for more methods than looks
+FILLS = ("full", "none", "left", "top", "right", "bottom")  # of markers, for more methods than looks
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,

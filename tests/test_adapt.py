@@ -104,14 +104,13 @@ def test_train_is_a_plain_loop_over_its_batches(study, toy):
 
 
 def test_a_joint_loss_is_the_sum_of_its_parts(study, toy):
-    for added in ("simcse", "mlm"):
-        towers, batches, _ = parts_of(f"convirt_{added}", study, toy)
-        ((_, batch),) = batches([(0, torch.arange(24))])
-        losses = []
-        for names in (["convirt", added], [f"convirt_{added}"]):
-            torch.manual_seed(2)
-            losses.append([METHODS[name].loss(towers.train(), batch, study.adapt).item() for name in names])
-        assert losses[1][0] == pytest.approx(sum(losses[0]))
+    towers, batches, _ = parts_of("convirt_mlm", study, toy)
+    ((_, batch),) = batches([(0, torch.arange(24))])
+    losses = []
+    for names in (["convirt", "mlm"], ["convirt_mlm"]):
+        torch.manual_seed(2)
+        losses.append([METHODS[name].loss(towers.train(), batch, study.adapt).item() for name in names])
+    assert losses[1][0] == pytest.approx(sum(losses[0]))
 
 
 def test_pairs_hold_no_labels_and_only_the_ssl_part(toy):

@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import torch
 import toys
+from sklearn.linear_model import LogisticRegression
 from transformers import pipeline
 
 from icssl_lib import classify, recommended
 from icssl_lib.adapt import adapt, plain_step, save
-from icssl_lib.baselines import frozen, nearest_titles, picture
+from icssl_lib.baselines import C, frozen, picture, self_taught
 from icssl_lib.classify import Classified
 from icssl_lib.config import Run
 from icssl_lib.encoders import VisionTower, embed_titles, load_text, load_vision, nearest_rows, take, tokenize
@@ -151,6 +152,7 @@ def test_a_single_class_is_the_answer_to_all(toy, run):
 FRESH = """
 import json, sys
 sys.modules["icssl_lib"] = None  # importing it raises ImportError
+from sklearn.linear_model import LogisticRegression
 from transformers import pipeline
 folder, titles = json.load(sys.stdin)
 classify = pipeline("text-classification", model=folder, device="cpu")
@@ -191,16 +193,27 @@ def task(study, toy):
     return Task(toy, study, Start(study.text.model, study.vision), seed=0)
 
 
-def test_the_nearest_vote_as_in_a_plain_loop(task, toy):
+def test_a_probe_is_logistic_regression_on_unit_vectors_of_the_frozen_encoder(task, toy):
     train, test, text = toy.part("train"), toy.part("test"), task.study.text
-    found = nearest_titles(task, train, ("title",))(test)
-    known, asked = (embed_titles(*load_text(text.model), list(p.title), text).numpy() for p in (train, test))
-    for i, q in enumerate(asked):
-        cosine = np.array([q @ x / np.sqrt(q @ q * (x @ x)) for x in known])
-        nearest = np.argsort(-cosine)[:5]
-        if np.sort(cosine)[-5] - np.sort(cosine)[-6] > 1e-5:  # else the fifth is a matter of rounding
-            votes = [sum(max(cosine[j], 1e-6) for j in nearest if train.label[j] == label) for label in toy.labels]
-            assert found[i] == pytest.approx(np.array(votes) / sum(votes), abs=1e-5)
+    known, asked = (embed_titles(*load_text(text.model), list(p.title), text) for p in (train, test))
+    known, asked = (torch.nn.functional.normalize(rows, dim=1).numpy() for rows in (known, asked))
+    model = LogisticRegression(C=C, max_iter=1000).fit(known, train.label)
+    np.testing.assert_allclose(frozen(task, train, ("title",))(test), model.predict_proba(asked), atol=5e-3)
+    assert list(model.classes_) == toy.labels
+
+
+def test_self_training_learns_words_that_no_labelled_title_has(task, toy):
+    """`bora` stands beside `mug` in titles without a label, and `cira` beside `rug`."""
+    rows = [("mug", "mug", "train"), ("rug", "rug", "train"), ("bora", "mug", "test"), ("cira", "rug", "test")]
+    rows += [(f"mug bora {k}", "rug", "ssl") for k in range(10)]  # labels that nobody reads
+    rows += [(f"rug cira {k}", "mug", "ssl") for k in range(10)]
+    products = pd.DataFrame(rows, columns=["title", "label", "part"]).assign(image_row=-1)
+    products["id"] = products.index.astype(str)
+    own = dataclasses.replace(task, catalogue=dataclasses.replace(toy, products=products))
+    train, test = own.catalogue.part("train"), own.catalogue.part("test")
+    assert np.ptp(frozen(own, train, ("words",))(test), axis=0).max() < 1e-9  # it knows neither word
+    taught = self_taught(own, train, ("words",))(test)
+    assert [own.catalogue.labels[i] for i in taught.argmax(axis=1)] == ["mug", "rug"]
 
 
 def test_frozen_features_are_unit_rows_side_by_side_and_labels_without_one_get_nothing(task, toy):

@@ -1,6 +1,6 @@
 """How often a 95% interval holds a known difference between two methods, and how wide it is.
 
-    .venv/bin/python benchmarks/coverage.py     figures/bench/coverage.csv: about ten minutes on a free core
+    .venv/bin/python benchmarks/interval_coverage.py     figures/bench/coverage.csv: about ten minutes on a free core
 
 Two methods, of which `origin` is right about 60% of all items and the other about 70%: the true difference is .1, over
 all items and all seeds. ``seed_sd`` is the standard deviation of the difference from seed to seed. Whether an item is
