@@ -102,7 +102,7 @@ def self_taught(task: Task, train: pd.DataFrame, features: tuple[str, ...]) -> R
     pool = pd.concat([part[~part.id.isin(train.id)] for part in parts], ignore_index=True)
     probability = frozen(task, train, features)(pool)
     pool["label"] = np.array(task.catalogue.labels, dtype=object)[probability.argmax(axis=1)]
-    rank = pd.Series(probability.max(axis=1)).groupby(pool.label).rank(ascending=False, pct=True)
+    rank = pd.Series(probability.max(axis=1)).groupby(pool.label).rank(ascending=False, method="first", pct=True)
     both = pd.concat([train, pool[rank <= 0.3]], ignore_index=True)
     return frozen(task, both, features, np.where(both.index < len(train), 1.0, 0.3))
 
