@@ -111,10 +111,9 @@ def dev_accuracy(study: Study, catalogue: Catalogue, encoder: str, row: dict) ->
         groups = [{"params": body, "lr": rates[row["body"]]}, {"params": model.classifier.parameters()}]
         optimizer = torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         generator = torch.Generator().manual_seed(seed)
-        rows = (
-            r for _ in range(epochs) for r in torch.randperm(len(train), generator=generator).split(config.batch_size)
-        )
-        batches = ((0, take(tokens, r, "cpu") | {"target": target[r], "weight": torch.tensor(1.0)}) for r in rows)
+        orders = (torch.randperm(len(train), generator=generator) for _ in range(epochs))
+        rows = (part for order in orders for part in order.split(config.batch_size))
+        batches = ((0, take(tokens, part, "cpu") | {"target": target[part]}) for part in rows)
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1)
         step = partial(adapt.plain_step, accelerator=accelerator)
         finetune.train(model, batches, loss_fn, optimizer, schedule, step)
