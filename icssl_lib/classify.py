@@ -67,8 +67,8 @@ def _classify(task: Task, entry: Method, fraction: float, keep: Path | None) -> 
     n_train = len(train)
     if config.label_names or entry.names:
         train = pd.concat([train, named(labels)], ignore_index=True)
-    fast = config.features and entry.classifier == "finetune"
-    kind, features = ("frozen", config.features) if fast else (entry.classifier, entry.features)
+    instead = config.features and entry.classifier == "finetune"  # of fine-tuning
+    kind, features = ("frozen", config.features) if instead else (entry.classifier, entry.features)
     read = CLASSIFIERS[kind](task, train, *[features] * bool(features))
     words = Lexical.fit(list(train.title), list(train.label), labels) if entry.lexical else None
     if keep is not None and kind in ("finetune", "distilled") and PartialState().is_main_process:
