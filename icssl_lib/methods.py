@@ -116,7 +116,7 @@ METHODS: dict[str, Method] = {
         features=(*_WORDS, "title"),
     ),
     "taught": Method("Frozen ConVIRT + TF-IDF, names, self-taught", **_TAUGHT),
-    "taught_picture": Method("Frozen ConVIRT + TF-IDF + picture, taught", **_TAUGHT | {"features": (*_WORDS, "title", "picture")}),
+    "taught_picture": Method("Self-taught, + picture", **_TAUGHT | {"features": (*_WORDS, "title", "picture")}),
     "mlm": Method("Masked LM", mlm, words=True),
     "convirt_mlm": Method("ConVIRT + masked LM", convirt_mlm, pictures="own", words=True),
     "image": Method("Picture alone", classifier="frozen", features=("picture",)),
