@@ -1,7 +1,7 @@
 """Classifiers that train in seconds: on the words of a title, on frozen encoders, on both. And what bounds them all."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from icssl_lib.adapt import picture_features
-from icssl_lib.config import TextConfig
 from icssl_lib.encoders import VisionTower, embed_titles, load_text, load_vision
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
@@ -32,7 +31,8 @@ def tfidf(task: Task, train: pd.DataFrame, **options: Any) -> Features:
 
 def title(task: Task, train: pd.DataFrame) -> Features:
     """The frozen encoder's pooled titles, before any projection."""
-    known, study = _embedded(task.start.encoder, task.study.text), task.study
+    study = task.study  # the fractions of a seed ask for the same titles
+    known = task.catalogue.memory.setdefault((task.start.encoder, study.text), {})  # title to unit vector (H,)
 
     def embed(products: pd.DataFrame) -> np.ndarray:
         if new := sorted(set(products.title) - known.keys()):
@@ -44,12 +44,6 @@ def title(task: Task, train: pd.DataFrame) -> Features:
         return np.stack([known[title] for title in products.title])
 
     return embed
-
-
-@lru_cache(maxsize=1)
-def _embedded(encoder: str, text: TextConfig) -> dict[str, np.ndarray]:
-    """What a job has asked an encoder, title to unit vector (H,): the fractions of a seed ask for the same titles."""
-    return {}
 
 
 def picture(task: Task, train: pd.DataFrame) -> Features:

@@ -69,8 +69,14 @@ class _Fork:
     wait, kill, terminate = poll, send_signal, send_signal
 
 
+def end_with_parent() -> None:
+    """Linux: be killed when the parent ends, whatever this process does then."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def _become_kernel(connection: socket) -> None:
     """In a fork: be the kernel that a job asked for, as long as the job is there."""
+    end_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     for target, fd in enumerate(recv_fds(connection, 1, 2)[1], 1):
@@ -84,7 +90,7 @@ def _become_kernel(connection: socket) -> None:
 
 
 if __name__ == "__main__":  # the server
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its parent, importing or not
+    end_with_parent()
     from ipykernel import debugger, kernelapp  # noqa: F401
 
     for name in sys.argv[2:]:

@@ -56,8 +56,8 @@ def trainings_of(study: Study, products: pd.DataFrame) -> list[tuple[str, str, s
         names = products.label.nunique() * (entry.names or config.label_names)
         labelled = [int(np.ceil(f * (products.part == "train").sum())) + names for f in config.fractions]
         steps, student = (seeds * sum(config.steps(n + more)[1] for n in labelled) for more in (0, ssl.sum()))
-        trains = entry.classifier in ("finetune", "distilled", "late")
-        rows.append(("finetune", method, "finetune", steps) if trains else ("finetune", method, "", 0))
+        trains = entry.classifier in ("distilled", "late", *["finetune"] * (not config.features))
+        rows.append(("finetune", method, *(("finetune", steps) if trains else ("", 0))))
         rows += [("finetune", method, "finetune", student)] * (entry.classifier == "distilled")
     return rows
 
@@ -70,7 +70,8 @@ def step_cost(study: Study, kind: str, titles: list[str]) -> tuple[float, float]
     n, size = (own.adapt if adapts else own.finetune).batch_size, own.vision.image_size
     tokens = tokenize(AutoTokenizer.from_pretrained(own.text.model), titles[:n], own.text.max_tokens)
     if adapts:
-        model, loss_fn = adapt.build(own, entry_of(own, kind))[0], partial(entry_of(own, kind).loss, config=own.adapt)
+        entry = entry_of(study, kind)
+        model, loss_fn = adapt.build(own, entry)[0], partial(entry.loss, config=own.adapt)
         frozen = model.vision and model.vision.frozen
         shape = (n, model.vision.backbone.num_features) if frozen else (n, size, size, 3)
         batch = tokens | {"images": torch.zeros(shape, dtype=torch.float32 if frozen else torch.uint8)}

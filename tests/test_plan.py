@@ -11,7 +11,7 @@ from icssl_lib import plan as planning
 from icssl_lib.adapt import adapt
 from icssl_lib.catalogue import PARTS, ingest
 from icssl_lib.classify import classify
-from icssl_lib.config import Run, Study, load_config
+from icssl_lib.config import Run, Study, Variant, load_config
 from icssl_lib.finetune import Start
 from icssl_lib.plan import products_of, show, step_cost, trainings_of
 from icssl_lib.sources.raw import CatalogueError
@@ -39,6 +39,15 @@ def test_steps_are_those_that_training_takes(toy, tiny_text, tiny_vision, method
         hook.remove()
     assert planned["finetune"] == len(taken)
     assert (len(taken) == 0) == (method == "tfidf")
+
+
+def test_a_variant_is_planned_and_frozen_features_take_no_steps(toy, tiny_text, tiny_vision):
+    study = toys.study(tiny_text, tiny_vision, finetune={"features": ["title"]}).model_copy(
+        update={"methods": ["origin", "half"], "variants": {"half": Variant(of="convirt", adapt={"alpha": 0.5})}}
+    )
+    jobs = trainings_of(study, toy.products)
+    assert [row[:2] for row in jobs if row[3]] == [("adapt", "half")]
+    assert step_cost(study, "half", ["mug 1"] * 8)[0] > 0
 
 
 def test_flops_of_a_toy_are_a_hand_count(tiny_text, tiny_vision):
