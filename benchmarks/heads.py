@@ -98,7 +98,7 @@ def dev_accuracy(study: Study, catalogue: Catalogue, encoder: str, row: dict) ->
     set_seed(seed)
     train, dev = train_subset(catalogue.part("train"), row["fraction"], seed), catalogue.part("dev")
     model = MeanHead(load_text(encoder)[0], len(labels)) if row["head"] == "mean" else None
-    model = model or finetune.build(encoder, labels, study)
+    model = model or finetune.build(encoder, labels, study)[0]
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     tokens, asked = (tokenize(tokenizer, list(part.title), study.text.max_tokens) for part in (train, dev))
     target = torch.tensor(pd.Index(labels).get_indexer(train.label))

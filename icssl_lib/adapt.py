@@ -42,12 +42,13 @@ class Adapted:
     tokenizer: object
     history: pd.DataFrame  # step, epoch, loss, seconds
     space: pd.DataFrame  # measure, value, when
+    pooling: str  # mean or cls
     rest: dict[str, Tensor]  # the other weights of `Towers`: projections, vision backbone, scale, where there are
 
 
 def build(study: Study, entry: Method) -> tuple[Towers, object]:
     """The towers that a method adapts, projections drawn anew from torch's generator, and the tokenizer."""
-    backbone, tokenizer = encoders.load_text(study.text.model)
+    backbone, tokenizer = encoders.load_text(study.text.model, study.text.max_tokens)
     text = TextTower(backbone, study.text.pooling, study.adapt.projection_dim, study.adapt.projection_depth)
     vision = build_vision(study) if entry.pictures != "none" else None
     words = load_words(study.text.model, backbone, tokenizer) if entry.words else None
@@ -241,12 +242,12 @@ def _adapt(run: Run, catalogue: Catalogue, study: Study, path: Path | None, prog
     history = pd.DataFrame(history, columns=["step", "epoch", "loss", "seconds"])
     left_out = ("text.backbone.", "words.")  # the first has a folder of its own; nobody guesses words any more
     rest = {name: w.cpu().contiguous() for name, w in towers.state_dict().items() if not name.startswith(left_out)}
-    return Adapted(towers.text.backbone.cpu().eval(), tokenizer, history, space, rest)
+    return Adapted(towers.text.backbone.cpu().eval(), tokenizer, history, space, towers.text.pooling, rest)
 
 
 def save(adapted: Adapted, folder: Path) -> None:
     """Keep the encoder as a plain Hugging Face folder, and in it history.csv, space.csv and towers.safetensors."""
-    encoders.save_pretrained(adapted.backbone, adapted.tokenizer, folder)
+    encoders.save_pretrained(adapted.backbone, adapted.tokenizer, folder, adapted.pooling)
     adapted.history.to_csv(folder / "history.csv", index=False)
     adapted.space.to_csv(folder / "space.csv", index=False)
     with written_whole(folder / "towers.safetensors") as path:

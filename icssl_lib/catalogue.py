@@ -1,6 +1,8 @@
 """A product catalogue of one dataset: ingest with a report, grouped split, nested subsets, head and tail."""
 
 import hashlib
+import html
+import itertools
 import json
 import math
 import re
@@ -148,7 +150,7 @@ def ingest(
     image_size: side of the stored square pictures, in pixels.
     Raises: CatalogueError: the source cannot be read, nothing is left of it, it cannot be split or stored."""
     raw = load(name, source)
-    products = _clean(raw, keep_unlabelled=getattr(source, "unlabelled", "drop") == "ssl")
+    products = _clean(raw, getattr(source, "unlabelled", "drop") == "ssl", getattr(source, "unescape", False))
     keep = getattr(source, "missing_image", "drop") == "keep"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,15 +195,29 @@ def open_catalogue(folder: Path) -> Catalogue:
     return Catalogue(meta["name"], products, images, report, meta["split_hash"], folder)
 
 
-# Control characters, lone surrogates, and the invisible and direction marks that garble a page
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]")
+_ENTITY = re.compile(r"&(#\d+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
+_INVISIBLE = re.compile("[\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")  # joins, directions
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # lone surrogates too
+_REPAIRS = {
+    "HTML entities": lambda text: _ENTITY.sub(lambda entity: html.unescape(entity[0]), text),
+    "another Unicode form": lambda text: unicodedata.normalize("NFC", text),
+    "zero-width characters": lambda text: _INVISIBLE.sub("", text),
+    "control characters": lambda text: _CONTROL.sub(" ", text),
+}
+_MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a"}  # what programs write for a text that is absent
 
 
-def _clean(raw: RawCatalogue, keep_unlabelled: bool) -> pd.DataFrame:
+def _clean(raw: RawCatalogue, keep_unlabelled: bool, unescape: bool) -> pd.DataFrame:
     """Repair texts, drop rows without id, title or label and repeated ids (the first stays), sort by id."""
-    products, texts = raw.table[["id", "title", "label", "image"]].astype(object), ["id", "title", "label"]
-    repaired = products["title"].str.contains(_UNPRINTABLE)
-    products[texts] = products[texts].map(lambda text: " ".join(_UNPRINTABLE.sub(" ", text).split()))
+    products, texts = raw.table.astype(object), ["id", "title", "label"]
+    products[texts] = products[texts].map(str.strip)
+    for column, (what, repair) in itertools.product(texts, _REPAIRS.items()):
+        mended, left = products[column].map(repair), what == "HTML entities" and not unescape
+        raw.report.rows(
+            f"{what} in {column}", "kept" if left else "repaired", products[mended != products[column]], column
+        )
+        products[column] = products[column] if left else mended
+    products[texts] = products[texts].map(lambda text: " ".join(text.split()))
     for column in texts:
         empty, kept = products[column] == "", column == "label" and keep_unlabelled
         raw.report.rows(f"empty {column}", "kept" if kept else "dropped", products[empty])
@@ -209,7 +225,8 @@ def _clean(raw: RawCatalogue, keep_unlabelled: bool) -> pd.DataFrame:
     repeated = products["id"].duplicated()
     raw.report.rows("duplicated id", "dropped", products[repeated])
     products = products[~repeated].sort_values("id")
-    raw.report.rows("control characters in title", "repaired", products[repaired[products.index]])
+    missing = products[products["label"].str.lower().isin(_MISSING)]
+    raw.report.rows("label that reads as if it were missing", "kept", missing, "label")
     return products.reset_index(drop=True)
 
 
@@ -234,8 +251,8 @@ def _decode(table: pd.DataFrame, raw: RawCatalogue, keep: bool, size: int, store
 
 
 def _with_parts(products: pd.DataFrame, report: Report, min_size: int, seed: int) -> pd.DataFrame:
-    """Drop classes smaller than ``min_size``, and add the column part. A product without a label is of no class; it is
-    dropped where a labelled one has its title outside of the SSL part."""
+    """Drop classes smaller than ``min_size``, and add the column part, unless the source has it. A product without a
+    label is of no class; it is dropped where its title, or the source, puts it outside of the SSL part."""
     sizes = products["label"].map(products["label"].value_counts()).where(products["label"] != "", min_size + 1)
     report.rows(f"class of fewer than {min_size} products", "dropped", products[sizes < min_size])
     report.rows("only product of its class", "kept", products[(sizes == 1) & (sizes >= min_size)])
@@ -244,7 +261,22 @@ def _with_parts(products: pd.DataFrame, report: Report, min_size: int, seed: int
     if len(labels) < 2:
         left = f"{len(products)} products with {len(labels)} different labels are left"
         raise CatalogueError(f"{left}; there is nothing to categorize")
-    products["part"] = split(products, seed)
+    if "part" in products:
+        _check_parts(products, report)
+    else:
+        products["part"] = split(products, seed)
     astray = (products["label"] == "") & (products["part"] != "ssl")
     report.rows("empty label, and the title of a product of another part", "dropped", products[astray])
     return products[~astray].reset_index(drop=True)
+
+
+def _check_parts(products: pd.DataFrame, report: Report) -> None:
+    """The source's own parts: each known, none empty; titles of several parts are counted."""
+    astray = products[~products["part"].isin(PARTS)]
+    if len(astray):
+        bad = f"{len(astray)} products have another part than {', '.join(PARTS)}"
+        raise CatalogueError(f"{bad} (e.g. {astray['id'].iloc[0]}: {astray['part'].iloc[0]!r})")
+    if empty := sorted(set(PARTS) - set(products["part"])):
+        raise CatalogueError(f"no product is of the part {empty[0]}; no part may be empty")
+    first = products["part"].groupby(products["title"].map(normalise_title)).transform("first")
+    report.rows("title that stands in another part too", "kept", products[first != products["part"]])

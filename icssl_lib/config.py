@@ -64,6 +64,14 @@ class SyntheticSource(Source):
     name_distance: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the words of class names that no title has
 
 
+class LabelsTable(Strict):
+    """A second table, of labels: that of the row whose ``id`` is the product's."""
+
+    table: Path
+    id: str
+    label: str
+
+
 class TableSource(Source):
     """A CSV, TSV, JSONL or Parquet table (optionally .gz) with pictures in a folder or in a column of bytes."""
 
@@ -72,7 +80,10 @@ class TableSource(Source):
     title: str = "title"
     label: str = "label"
     id: str | None = None  # None: the row number
-    image: str | None = "image"  # a column of paths inside image_folder, or of bytes; None: no pictures
+    image: str | None = "image"  # a column of paths in image_folder, or of bytes; "{sku}.jpg": by columns; None: none
+    labels: LabelsTable | None = None  # where the labels are, if not in a column of the table
+    part: str | None = None  # a column that holds ssl, train, dev or test; None: the split by `split_seed`
+    unescape: bool = False  # True: "&amp;" in texts becomes "&"
     image_folder: Path | None = None  # None: the table's folder
     missing_image: Literal["drop", "keep"] = "drop"
     min_class_size: PositiveInt = 1  # smaller classes are dropped, and counted
@@ -94,7 +105,7 @@ class AmazonSource(Source):
 
 class TextConfig(Strict):
     model: str = "pretrained"  # hub name, folder, or "pretrained": what this study's `pretrain` section makes
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["auto", "mean", "cls"] = "auto"  # auto: as the model's modules.json says, mean without one
     max_tokens: Annotated[int, Field(ge=4)] = 32
 
 

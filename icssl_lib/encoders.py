@@ -1,5 +1,7 @@
 """Text and vision towers: backbone, pooling, projection. (N, ...) in, (N, D) out; no losses here."""
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import cached_file
 
 from icssl_lib.config import TextConfig, VisionConfig, nearest
 from icssl_lib.files import folder_written_whole
@@ -25,11 +28,14 @@ class ModelError(ValueError):
 
 @contextmanager
 def explained(what: str, hint: str = "") -> Iterator[None]:
-    """What transformers, timm and safetensors raise in the block becomes a ModelError: what, why, hint."""
+    """What transformers, timm and safetensors raise in the block becomes a ModelError: what, all of why, hint."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{what}: {' '.join(str(error).split())[:200]}{hint}") from error
+    except (OSError, ValueError, LookupError, RuntimeError, ImportError, SafetensorError) as error:
+        why = " ".join(str(error).split())
+        if not hint and re.search("connect|offline|timed out|network", why, re.IGNORECASE):
+            hint = ". Without network, name a folder that holds the model's files (of timm: vision.checkpoint)"
+        raise ModelError(f"{what}: {why}{hint}") from error
 
 
 def projection(dim_in: int, dim_out: int, depth: int = 2) -> nn.Sequential:
@@ -43,7 +49,8 @@ class TextTower(nn.Module):
 
     def __init__(self, backbone: nn.Module, pooling: str, projection_dim: int, depth: int) -> None:
         super().__init__()
-        self.backbone, self.pooling = backbone, pooling
+        self.backbone = backbone
+        self.pooling = pooling if pooling != "auto" else pooling_of(backbone.config.name_or_path)
         self.projection = projection(backbone.config.hidden_size, projection_dim, depth)
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -65,7 +72,8 @@ class VisionTower(nn.Module):
     def __init__(self, backbone: nn.Module, projection_dim: int, depth: int, frozen: bool = False, size: int = 0):
         super().__init__()
         self.backbone, self.frozen, self.size = backbone.requires_grad_(not frozen), frozen, size
-        self.projection = projection(backbone.num_features, projection_dim, depth)
+        self.width = getattr(backbone, "head_hidden_size", backbone.num_features)  # F
+        self.projection = projection(self.width, projection_dim, depth)
         for name in ("mean", "std"):
             colour = 255 * torch.tensor(backbone.pretrained_cfg[name]).view(1, 3, 1, 1)
             self.register_buffer(name, colour, persistent=False)
@@ -114,34 +122,78 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
 
 
-def load_text(model: str):
-    """AutoModel (the bare encoder, weights in float32) and AutoTokenizer by hub name or folder. Raises: ModelError."""
-    hint = ". Without network, set text.model to a folder that holds config.json, model.safetensors and the tokenizer"
-    if (Path(model).is_absolute() or Path(model).is_dir()) and not Path(model, "config.json").is_file():
-        raise ModelError(f"text.model: {model} holds no config.json{hint}")
-    with explained(f"text.model: cannot load '{model}'", hint):
-        return AutoModel.from_pretrained(model, dtype=torch.float32), AutoTokenizer.from_pretrained(model)
+def load_text(model: str, max_tokens: int = 0):
+    """AutoModel (the bare encoder, weights in float32) and AutoTokenizer, padding on the right, by hub name or folder.
+    Raises: ModelError: it cannot be loaded, or cannot read titles of ``max_tokens`` tokens."""
+    first, local = Path(model, "x").parts[0], Path(model, "config.json").is_file()
+    if not local and (model.count("/") > 1 or first in (".", "..", "~", "/", "x") or Path(first).is_dir()):
+        raise ModelError(f"text.model: {model} holds no config.json; name a folder with a model and its tokenizer")
+    with explained(f"text.model: cannot load '{model}'"):
+        backbone, tokenizer = (
+            AutoModel.from_pretrained(model, dtype=torch.float32),
+            AutoTokenizer.from_pretrained(model),
+        )
+    config, words = backbone.config, tokenizer.get_vocab()
+    size = backbone.get_input_embeddings().num_embeddings
+    places = getattr(config, "max_position_embeddings", None) or max_tokens
+    if padding := getattr(getattr(getattr(backbone, "embeddings", 0), "position_embeddings", 0), "padding_idx", None):
+        places -= padding + 1  # RoBERTa counts positions from there
+    faults = {
+        "is an encoder-decoder; name an encoder": config.is_encoder_decoder,
+        "has no hidden_size; name an encoder of texts": not hasattr(config, "hidden_size"),
+        "holds no tokenizer; save one beside the weights": len(words) <= len(tokenizer.all_special_ids),
+        "has a tokenizer without a padding token": tokenizer.pad_token_id is None,
+        f"has {size} embeddings, and its tokenizer more ids: {len(words)}": max(words.values(), default=0) >= size,
+        f"reads at most {places} tokens; lower text.max_tokens, {max_tokens}": places < max_tokens,
+    }
+    for fault, found in faults.items():
+        if found:
+            raise ModelError(f"text.model: {model} {fault}")
+    tokenizer.padding_side = "right"  # `take` cuts there
+    return backbone, tokenizer
+
+
+def pooling_of(model: str, default: str = "mean") -> str:
+    """How a sentence encoder says that it pools, by its folder or hub name. Raises: ModelError: not by mean or cls."""
+    path = model and cached_file(model, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    said = json.loads(Path(path).read_text("utf-8")) if path else {"pooling_mode": default}
+    on = {name.split("_")[2] for name, value in said.items() if value is True} | {said.get("pooling_mode")} - {None}
+    if on not in ({"mean"}, {"cls"}):
+        raise ModelError(f"text.model: {path} pools by {' and '.join(sorted(on))}; set text.pooling to mean or cls")
+    return on.pop()
 
 
 def load_vision(config: VisionConfig) -> nn.Module:
     """A timm model without classifier, its position embeddings interpolated to ``image_size``. Raises: ModelError."""
     if ":" not in config.model and not timm.is_model(config.model):  # hf-hub:name, local-dir:folder
         raise ModelError(f"vision.model: timm has no '{config.model}'; {nearest(config.model, timm.list_models())}")
-    options = {"num_classes": 0, "pretrained": not config.random, "img_size": config.image_size}
-    hint = ". Without network, set vision.checkpoint to the model's .safetensors file; only such files are read"
-    with explained(f"vision.model: cannot load weights of '{config.model}'", hint):
+    options = {"num_classes": 0, "pretrained": not config.random}
+    with explained(f"vision.model: cannot load weights of '{config.model}'"):
         if config.checkpoint is not None and not config.random:
-            kept = {name: w for name, w in load_file(config.checkpoint).items() if not name.startswith("head")}
+            with explained(f"vision.checkpoint: {config.checkpoint}", "; only .safetensors files are read"):
+                weights = load_file(config.checkpoint)
+            head = timm.models.get_pretrained_cfg_value(config.model, "classifier") or "head"
+            heads = tuple(f"{name}." for name in ([head] if isinstance(head, str) else head))
+            kept = {name: w for name, w in weights.items() if not name.startswith(heads)}
             options["pretrained_cfg_overlay"] = {"state_dict": kept, "num_classes": 0}  # 0: all others must fit
-        backbone = timm.create_model(config.model, **options)
+        try:
+            backbone = timm.create_model(config.model, img_size=config.image_size, **options)
+        except TypeError:  # convolutions take pictures of any size
+            backbone = timm.create_model(config.model, **options)
     backbone.pretrained_cfg.pop("state_dict", None)
     return backbone.float()
 
 
 def tokenize(tokenizer, titles: list[str], max_tokens: int) -> Batch:
-    """Titles to input_ids and attention_mask, (N, T) each, padded to the longest title here, cut at max_tokens."""
+    """Titles to input_ids and attention_mask, (N, T) each, padded to the longest title here, cut at max_tokens.
+    Raises: ModelError: of many titles the tokenizer knows less than half of the words."""
     options = {"truncation": True, "max_length": max_tokens, "padding": True, "return_tensors": "pt"}
-    return dict(tokenizer(titles, **options, return_token_type_ids=False))
+    tokens = dict(tokenizer(titles, **options, return_token_type_ids=False))
+    unknown = float((tokens["input_ids"] == tokenizer.unk_token_id).sum() / tokens["attention_mask"].sum())
+    if unknown > 0.5 and len(titles) >= 20:
+        raise ModelError(f"text.model: its tokenizer has no token for {unknown:.0%} of the titles' words, as in "
+                         f"{titles[0]!r:.80}; name a model of the titles' language")  # fmt: skip
+    return tokens
 
 
 def take(tokens: Batch, index: Tensor, device: torch.device | str, multiple: int = 1) -> Batch:
@@ -179,8 +231,20 @@ def nearest_rows(queries: Tensor, known: Tensor, k: int, skip_self: bool = False
     return torch.cat([near.values for near in nearest]), torch.cat([near.indices for near in nearest])
 
 
-def save_pretrained(model, tokenizer, folder: Path) -> None:
-    """Write a plain Hugging Face folder, whole or not at all."""
+MODULES = [
+    {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+    for i, (path, kind) in enumerate({"": "Transformer", "1_Pooling": "Pooling"}.items())
+]
+
+
+def save_pretrained(model, tokenizer, folder: Path, pooling: str | None = None) -> None:
+    """Write a plain Hugging Face folder, whole or not at all. pooling: of an encoder, for SentenceTransformer."""
     with folder_written_whole(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        if pooling:
+            (part / "1_Pooling").mkdir()
+            modes = {"word_embedding_dimension": model.config.hidden_size}
+            modes |= {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
+            for name, content in {"modules": MODULES, "1_Pooling/config": modes}.items():
+                (part / f"{name}.json").write_text(json.dumps(content, indent=1))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 
 from icssl_lib import encoders
 from icssl_lib.adapt import plain_step, prepared
@@ -67,10 +67,17 @@ class Reader:
             return outputs(self.model, self.tokens(products), self.accelerator).softmax(-1).double().numpy()
 
 
-def build(encoder: str, labels: list[str], study: Study) -> nn.Module:
-    """A classifier of titles with a last layer drawn anew. encoder: a folder or hub name."""
+def build(encoder: str, labels: list[str], study: Study) -> tuple[nn.Module, object]:
+    """A classifier of titles with a last layer drawn anew, whatever the folder or hub name ``encoder`` held, and its
+    tokenizer. Raises: ModelError."""
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    return AutoModelForSequenceClassification.from_pretrained(encoder, dtype=torch.float32, **names)
+    with torch.random.fork_rng():  # the last layer alone is drawn
+        backbone, tokenizer = encoders.load_text(encoder, study.text.max_tokens)
+    config = AutoConfig.from_pretrained(encoder, problem_type="single_label_classification", **names)
+    with encoders.explained(f"text.model: no classifier with the encoder of '{encoder}'"):
+        kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]  # LookupError: there is none
+        weights = {"state_dict": backbone.state_dict(), "dtype": torch.float32}
+        return kind.from_pretrained(None, config=config, **weights), tokenizer
 
 
 def train(
@@ -96,8 +103,8 @@ def fit(task: Task, train_set: pd.DataFrame, soft: np.ndarray | None = None, bes
     study, config, labels = task.study, task.study.finetune, task.catalogue.labels
     accelerator = make_accelerator(study.runtime)
     set_seed(task.seed)
-    model = build(task.start.encoder, labels, study).to(accelerator.device)
-    read = Reader(model, AutoTokenizer.from_pretrained(task.start.encoder), study, accelerator)
+    model, tokenizer = build(task.start.encoder, labels, study)
+    read = Reader(model.to(accelerator.device), tokenizer, study, accelerator)
     target = torch.tensor(pd.Index(labels).get_indexer(train_set.label))  # (N,)
     # Logit adjustment (Menon et al., 2021), (C,): one more of each class, so that none is impossible
     prior = (target.bincount(minlength=len(labels)) + 1).log().to(accelerator.device)

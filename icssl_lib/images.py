@@ -4,23 +4,27 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from icssl_lib.files import written_whole
 
 MAX_PIXELS = 64_000_000  # width x height of a picture before it is resized; more is refused unseen
 MAX_BYTES = 64 * 2**20  # of an encoded picture
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")  # no EPS: Pillow would start Ghostscript for it
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # no EPS: Pillow would start Ghostscript for it
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = (
+    MAX_BYTES  # a long comment is no reason to lose a picture
+)
 CHUNK = 256  # pictures that are in memory at a time while a store is written
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used. reason: missing, corrupt, too large or outside the folder."""
+    """A picture that cannot be used. reason: missing, corrupt, not recognised, too large or outside the folder."""
 
     def __init__(self, reason: str, detail: object) -> None:
         super().__init__(f"picture {reason}: {detail}")
@@ -53,6 +57,9 @@ def decode(picture: bytes | Image.Image, size: int) -> np.ndarray:
             return _fit(image, size)
     except (ImageError, MemoryError):
         raise
+    except UnidentifiedImageError:
+        begins = f"begins with {picture[:24]!r}" if picture else "an empty file"
+        raise ImageError("not recognised", f"{begins}; read are {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise nearly anything on a broken file
         bomb = isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning))
         raise ImageError("too large" if bomb else "corrupt", error) from None
@@ -62,8 +69,12 @@ def _fit(image: Image.Image, size: int) -> np.ndarray:
     scale = size / max(image.size)
     # JPEG: decode at 1/2, 1/4 or 1/8 where that still leaves twice the pixels that are needed
     image.draft(None, tuple(max(1, round(2 * scale * side)) for side in image.size))
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip rather than scale
+    with suppress(Exception):  # an orientation that cannot be read is none; broken pixels are found out below
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):  # of any range, which Pillow would clip
+        grey = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+        image = Image.fromarray(np.uint8(255 * (grey - grey.min()) / (np.ptp(grey) or 1)))
+    elif image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip rather than scale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

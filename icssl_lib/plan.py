@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoTokenizer
 
 from icssl_lib import adapt, finetune
 from icssl_lib.catalogue import load, split
 from icssl_lib.config import Study
-from icssl_lib.encoders import logits, tokenize
+from icssl_lib.encoders import load_text, logits, tokenize
 from icssl_lib.fast.cuda_graphs import Recorded, can_capture
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
@@ -68,15 +67,15 @@ def step_cost(study: Study, kind: str, titles: list[str]) -> tuple[float, float]
     runtime = study.runtime.model_copy(update={"device": "cpu", "precision": "no"} if absent else {})
     accelerator, adapts = make_accelerator(runtime), kind != "finetune"
     n, size = (own.adapt if adapts else own.finetune).batch_size, own.vision.image_size
-    tokens = tokenize(AutoTokenizer.from_pretrained(own.text.model), titles[:n], own.text.max_tokens)
+    tokens = tokenize(load_text(own.text.model, own.text.max_tokens)[1], titles[:n], own.text.max_tokens)
     if adapts:
         entry = entry_of(study, kind)
         model, loss_fn = adapt.build(own, entry)[0], partial(entry.loss, config=own.adapt)
         frozen = model.vision and model.vision.frozen
-        shape = (n, model.vision.backbone.num_features) if frozen else (n, size, size, 3)
+        shape = (n, model.vision.width) if frozen else (n, size, size, 3)
         batch = tokens | {"images": torch.zeros(shape, dtype=torch.float32 if frozen else torch.uint8)}
     else:
-        model, batch = finetune.build(own.text.model, ["a", "b"], own), tokens
+        model, batch = finetune.build(own.text.model, ["a", "b"], own)[0], tokens
         loss_fn = lambda model, batch: logits(model, batch).mean()  # noqa: E731
     model, plain = model.to(accelerator.device), partial(adapt.plain_step, accelerator=accelerator)
     optimizer, schedule = adapt.prepared(torch.optim.AdamW, model, own.adapt, 14, accelerator)

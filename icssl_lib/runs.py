@@ -107,9 +107,16 @@ def run_study(config: Path, study: Study, out: Path, cores: int | None, profile:
             raise ConfigError(f"datasets.{name}.table: no such file: {source.table}; {near}")
     if profile is not None and not any(profile.glob("config*.yaml")):
         raise ConfigError(f"--profile: {profile} is no folder with a Snakemake profile, such as profiles/slurm")
+    if "pretrained" not in (study.text.model, study.vision.model):
+        from icssl_lib.stages import check_models  # with torch, for which the embedded catalogue need not wait
+
+        check_models(study)
     wall = dag.run(config, study, out, cores, profile)
     from icssl_lib.metrics import format_table2  # with scikit-learn, for which jobs need not wait
 
+    for name in study.datasets:
+        for row in pd.read_csv(out / f"catalogues/{name}/report.csv", keep_default_na=False).itertuples():
+            print(f"{name}: {row[3]} {row.action}: {row.reason} (e.g. {row.example})")
     print(f"\n{format_table2(pd.read_csv(out / 'results.csv'))}\n")
     size = wall["largest_process_gb"]
     where = f"through {profile}" if profile else f"on {wall['cores']} cores, the largest process had {size:.1f} GB"

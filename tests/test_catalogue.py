@@ -197,6 +197,7 @@ FAULTS = {
     ("empty title", "dropped"): 1,
     ("empty label", "kept"): 1,
     ("duplicated id", "dropped"): 2,
+    ("zero-width characters in title", "repaired"): 1,
     ("control characters in title", "repaired"): 1,
     ("picture corrupt", "dropped"): 1,
     ("picture too large", "dropped"): 1,
@@ -229,6 +230,42 @@ def test_each_fault_is_counted_with_an_example(tmp_path):
     assert left.loc["b06", ["label", "part"]].tolist() == ["", "ssl"]
     assert left.loc["p00", "title"] == "Lamp number 0"
     assert left.loc["b11", "title"] == "Bell and break"
+
+
+def test_texts_are_brought_to_one_form_and_counted(tmp_path):
+    frame = write_shop(tmp_path)
+    frame.loc[:3, "label"] = ["Caf\xe9", "Cafe\u0301", "N/A", "nan"]
+    frame.loc[:2, "title"] = ["zero\u200bwidth \u200fmark", "Salt &amp; pepper &#39;n&#39; AT&T &mug", "soft\xadhyphen"]
+    report = {
+        ("HTML entities in title", "kept"): (1, "p01: Salt &amp; pepper &#39;n&#39; AT&T &mug"),
+        ("zero-width characters in title", "repaired"): (2, "p00: zero\u200bwidth \u200fmark"),
+        ("another Unicode form in label", "repaired"): (1, "p01: Cafe\u0301"),
+        ("label that reads as if it were missing", "kept"): (2, "p02: N/A"),
+    }
+    catalogue = run(tmp_path, frame, min_class_size=1)
+    rows = catalogue.report.set_index(["reason", "action"])[["count", "example"]].apply(tuple, axis=1).to_dict()
+    assert report.items() <= rows.items()
+    left = catalogue.products.set_index("id")
+    assert left.loc[["p00", "p02"], "title"].tolist() == ["zerowidth mark", "softhyphen"]
+    assert left.loc[["p00", "p01"], "label"].tolist() == ["Caf\xe9", "Caf\xe9"]
+    catalogue = run(tmp_path, frame, unescape=True)
+    assert catalogue.products.set_index("id").loc["p01", "title"] == "Salt & pepper 'n' AT&T &mug"
+
+
+def test_a_table_may_bring_its_own_parts(tmp_path):
+    frame = write_shop(tmp_path)
+    frame["fold"] = ["ssl", "train", "dev", "test"] * 10
+    frame.loc[:1, "title"] = "The same title"
+    catalogue = run(tmp_path, frame, part="fold")
+    assert catalogue.products["part"].tolist() == frame["fold"].tolist()
+    assert counted(catalogue.report) == {("title that stands in another part too", "kept"): 1}
+    for bad, message in {
+        "val": "1 products have another part than ssl, .*'val'",
+        "dev": "no product is of the part test",
+    }.items():
+        frame["fold"] = ["ssl", "train", "dev", "dev"] * 9 + ["ssl", "train", "dev", bad]
+        with pytest.raises(CatalogueError, match=message):
+            run(tmp_path, frame, part="fold")
 
 
 def test_products_without_picture_are_kept_on_demand_and_small_classes_dropped(tmp_path):

@@ -96,7 +96,7 @@ def test_train_is_a_plain_loop_over_its_batches(study, toy):
 
     for own in (False, True):
         torch.manual_seed(0)
-        model = build(study.text.model, toy.labels, study).train()
+        model = build(study.text.model, toy.labels, study)[0].train()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
         for _, batch in batches if own else ():

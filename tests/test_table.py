@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import unicodedata
 
 import pandas as pd
 import pytest
@@ -45,28 +46,28 @@ def write(path, rows=ROWS):
 )
 def test_every_kind_of_table_reads_the_same(tmp_path, name):
     raw = load("shop", source(write(tmp_path / name)))
-    assert raw.table.columns.tolist() == ["id", "title", "label", "image"]
-    assert raw.table.to_numpy().tolist() == ROWS.to_numpy().tolist()
+    assert raw.table[list(NAMES)].to_numpy().tolist() == ROWS.to_numpy().tolist()
     assert raw.report.frame().empty
 
 
-def test_excel_mark_and_absent_fields(tmp_path):
-    (tmp_path / "p.csv").write_text("name,class,file\nLamp,lamp,a.png\nChair\n", encoding="utf-8-sig")
+def test_excel_mark_and_absent_columns(tmp_path):
+    (tmp_path / "p.csv").write_text("name,class,file\nLamp,lamp,a.png\nChair,,\n", encoding="utf-8-sig")
     raw = load("shop", source(tmp_path / "p.csv", id=None))
-    assert raw.table.to_numpy().tolist() == [["0", "Lamp", "lamp", "a.png"], ["1", "Chair", "", ""]]
+    read = raw.table[["id", "title", "label", "image"]].to_numpy().tolist()
+    assert read == [["0", "Lamp", "lamp", "a.png"], ["1", "Chair", "", ""]]
 
 
-LOOSE = ['"Vintage mug,kitchen', "Lamp,lighting", '"Retro clock,home']  # from one quote to the next would be one text
+LOOSE = ['"Vintage mug,kitchen', "Lamp,lighting", '"Retro clock,home', 'Pipe 5",tools', '"Best" pan,kitchen']
 
 
 def test_a_quote_that_does_not_close_swallows_no_lines(tmp_path):
     (tmp_path / "p.csv").write_text("name,class\n" + "\n".join(LOOSE) + "\n")
-    with pytest.raises(CatalogueError, match=r"p\.csv: a quote that does not close, at line 4 or above .*vintage"):
+    with pytest.raises(CatalogueError, match=r"p\.csv: line 2: a quote that does not close .*vintage"):
         load("shop", source(tmp_path / "p.csv", id=None, image=None))
-    (tmp_path / "p.tsv").write_text("name\tclass\n" + "\n".join(LOOSE).replace(",", "\t") + "\n")
+    (tmp_path / "p.tsv").write_text("name\tclass\n" + "\n".join(LOOSE).replace(",", "\t") + '\n"Two\nlines"\thome\r\n')
     raw = load("shop", source(tmp_path / "p.tsv", id=None, image=None))
     assert raw.table[["title", "label"]].to_numpy().tolist() == [
-        ['"Vintage mug', "kitchen"], ["Lamp", "lighting"], ['"Retro clock', "home"],
+        *(line.split(",") for line in LOOSE), ["Two\nlines", "home"],
     ]  # fmt: skip
     long = '"Two lines,\nand ""quotes""",home\n'
     (tmp_path / "q.csv").write_text("name,class\n" + long)
@@ -74,27 +75,90 @@ def test_a_quote_that_does_not_close_swallows_no_lines(tmp_path):
     assert raw.table["title"].tolist() == ['Two lines,\nand "quotes"']
 
 
+def test_all_lines_with_too_many_or_too_few_fields_are_named(tmp_path):
+    (tmp_path / "p.csv").write_text('name,class\nLamp,lamp\nsteel\nmug,Mugs\n"a\nb",c\nx,y,z\n')
+    with pytest.raises(CatalogueError, match=r"the header has 2 fields, and not so line 3 \(1\), 7 \(3\); quote texts"):
+        load("shop", source(tmp_path / "p.csv", id=None, image=None))
+    (tmp_path / "p.tsv").write_text("name\tclass\n" + "mug\n" * 25)
+    with pytest.raises(CatalogueError, match=r"line 2 \(1\), .*11 \(1\) and 15 more;"):
+        load("shop", source(tmp_path / "p.tsv", id=None, image=None))
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.tsv.gz"])
+def test_a_field_may_be_of_any_length(tmp_path, name):
+    raw = load("shop", source(write(tmp_path / name, ROWS.assign(text="long " * 60_000))))
+    assert raw.table["title"].tolist() == ROWS["name"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "like"), [("p.tsv.csv", "p.csv"), ("p.csv.tsv", "p.tsv"), ("a.jsonl.csv.gz", "p.csv.gz")]
+)
+def test_the_last_suffix_counts(tmp_path, name, like):
+    write(tmp_path / like).rename(tmp_path / name)
+    assert load("shop", source(tmp_path / name)).table["title"].tolist() == ROWS["name"].tolist()
+
+
 def test_values_that_are_no_text(tmp_path):
-    rows = [{"sku": 7, "name": None, "class": 1.5, "file": None}, {"sku": True, "name": ["Lamp"], "class": {"a": 1}}]
+    rows = [{"sku": 7, "name": None, "class": 1.5, "file": None}, {"sku": True, "name": "Lamp"}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
     raw = load("shop", source(tmp_path / "p.jsonl"))
-    assert raw.table.to_numpy().tolist() == [["7", "", "1.5", ""], ["True", "", "", ""]]
+    assert raw.table[list(NAMES)].to_numpy().tolist() == [["7", "", "1.5", ""], ["True", "Lamp", "", ""]]
     pd.DataFrame({"sku": [1, 2], "name": [b"Lamp", b"B\xff"], "class": [3, None], "file": "x"}).astype(
         {"class": "Int64"}
     ).to_parquet(tmp_path / "p.parquet")
     raw = load("shop", source(tmp_path / "p.parquet"))
-    assert raw.table.to_numpy().tolist() == [["1", "Lamp", "3", "x"], ["2", "B\ufffd", "", "x"]]
+    assert raw.table[list(NAMES)].to_numpy().tolist() == [["1", "Lamp", "3", "x"], ["2", "B\ufffd", "", "x"]]
+
+
+@pytest.mark.parametrize(("value", "kind"), [(["a", "b"], "a list"), ({"a": 1}, "an object"), ([], "a list")])
+def test_a_list_or_an_object_is_no_text(tmp_path, value, kind):
+    rows = ROWS.to_dict("records")
+    rows[1]["class"] = value
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(CatalogueError, match=f"p.jsonl: column 'class' holds {kind}, expected a text: "):
+        load("shop", source(tmp_path / "p.jsonl"))
+
+
+def test_labels_from_a_second_table(tmp_path):
+    labels = pd.DataFrame({"key": ["008", "007", "008"], "what": ["chair", "lamp", "stool"]})
+    second = {"table": write(tmp_path / "l.csv", labels), "id": "key", "label": "what"}
+    raw = load("shop", source(write(tmp_path / "p.csv", ROWS.drop(columns="class")), labels=second))
+    assert raw.table["label"].tolist() == ["lamp", "chair", ""]
+    assert raw.report.frame().to_numpy().tolist() == [
+        ["further label of an id", "dropped", 1, "008 stool"],
+        ["id without a row in the table of labels", "kept", 1, "009"],
+    ]
+    with pytest.raises(CatalogueError, match=r"l\.csv: no column 'kye'; did you mean 'key'"):
+        load("shop", source(tmp_path / "p.csv", labels=second | {"id": "kye"}))
+
+
+def test_paths_of_pictures_by_a_pattern(tmp_path):
+    (tmp_path / "lamp").mkdir()
+    (tmp_path / "lamp/007.png").write_bytes(b"here")
+    raw = load("shop", source(write(tmp_path / "p.csv"), image="{class}/{sku}.png"))
+    assert raw.table["image"].tolist() == ["lamp/007.png", "null/008.png", "12/009.png"]
+    assert raw.read_image("lamp/007.png") == b"here"
+    for pattern, column in {"{skuu}.png": "skuu", "{sku.__class__}.png": "sku.__class__", "{0}": "0"}.items():
+        with pytest.raises(CatalogueError, match=f"no column '{column}'"):
+            load("shop", source(tmp_path / "p.csv", image=pattern))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_picture_is_found_in_either_form_of_its_name(tmp_path, form):
+    (tmp_path / unicodedata.normalize(form, "caf\xe9.png")).write_bytes(b"here")
+    read = load("shop", source(write(tmp_path / "p.csv"))).read_image
+    assert read("caf\xe9.png") == read("cafe\u0301.png") == b"here"
 
 
 def test_pictures_in_a_column(tmp_path):
-    files = [b"first", {"bytes": b"second", "path": None}, {"bytes": None, "path": "a.png"}]
+    files = [b"first", {"bytes": b"second", "path": None}, {"bytes": None, "path": "a.png"}, ["a.png", "b.png"]]
     (tmp_path / "a.png").write_bytes(b"third")
     for i, file in enumerate(files):
         pd.DataFrame({"sku": ["1"], "name": ["x"], "class": ["y"], "file": [file]}).to_parquet(
             tmp_path / f"{i}.parquet"
         )
         raw = load("shop", source(tmp_path / f"{i}.parquet"))
-        assert raw.read_image(raw.table["image"][0]) == [b"first", b"second", b"third"][i]
+        assert raw.read_image(raw.table["image"][0]) == [b"first", b"second", b"third", b"third"][i]
 
 
 def test_no_picture_column(tmp_path):
@@ -121,21 +185,27 @@ CSV = ROWS.to_csv(index=False).encode()
         ("p.jsonl.gz", gzip.compress(b"", mtime=0), "no line is a JSON object"),
         ("p.csv.gz", gzip.compress(CSV * 99, mtime=0)[:-60], r"a broken table, or no UTF-8 \("),
         ("p.csv.gz", CSV, r"a broken table, or no UTF-8 \("),
+        ("p.csv", gzip.compress(CSV, mtime=0), r"its bytes are those of gzip; let its name end in \.gz"),
+        ("p.parquet", gzip.compress(CSV, mtime=0), r"its bytes are those of gzip"),
+        ("p.csv", b"PK\x03\x04\x14\x00", r"its bytes are those of a workbook \(\.xlsx\) or a zip file; save the sheet"),
+        ("p.jsonl", b"PAR1\x15\x04", r"its bytes are those of Parquet; let its name end in \.parquet"),
         ("p.csv", CSV.decode().encode("latin-1", "replace"), "a broken table, or no UTF-8 .*codec can't decode"),
-        ("p.csv", CSV.decode().encode("utf-16"), "a broken table, or no UTF-8 .*codec can't decode"),
+        ("p.csv", CSV.decode().encode("utf-16"), "its bytes are those of UTF-16; save it as UTF-8"),
         ("p.csv", b"\n<!DOCTYPE html><html>Sign in</html>", "no column 'sku'; known: <!DOCTYPE html>"),
         ("p.jsonl", b"<html>\n</html>", "no line is a JSON object"),
         ("p.xlsx", b"PK", r"unknown kind of table; the name must end in \.csv"),
         ("p", CSV, "unknown kind of table"),
-        ("p.csv", CSV + b"010,Lamp, blue,lamp,a.png\n", "a row has more fields than the header; .*'010'"),
-        ("p.csv", b"sku,name,class,file\n1,Lamp, blue,lamp,a.png\n", "a row has more fields than the header"),
-        ("p.csv", CSV + b'010,"Lamp,lamp,a.png\n', "a quote that does not close, at line 5 or above"),
+        ("p.csv", CSV + b"010,Lamp, blue,lamp,a.png\n", r"the header has 4 fields, and not so line 5 \(5\)"),
+        ("p.csv", b"sku,name,class,file\n1,Lamp, blue,lamp,a.png\n", r"the header has 4 fields, and not so line 2"),
+        ("p.csv", CSV + b'010,"Lamp,lamp,a.png\n', "line 5: a quote that does not close"),
         ("p.jsonl", b"1\n[2]\n{\n", "no line is a JSON object"),
         ("p.jsonl", b"[" * 100_000, "no line is a JSON object"),
         ("p.parquet", CSV, "a broken table, .*Parquet"),
         ("p.parquet", b"", "a broken table, .*Parquet"),
         ("p.csv", b"sku,Name,klass,file\n1,a,b,c\n", "no column 'name'; did you mean 'Name'?"),
-        ("p.csv", b"sku;name;class;file\n1;a;b;c\n", "no column 'sku'; "),
+        ("p.csv", b"sku;name;class;file\n1;a;b;c\n", "no column 'sku'; its fields are separated by semicolons"),
+        ("p.csv", b"sku\tname\tclass\tfile\n1\ta\tb\tc\n", "no column 'sku'; its fields are separated by tabs"),
+        ("p.csv", b"sku,name,name,class,file\n1,a,b,c,d\n", "2 columns are called 'name'; rename all but one"),
         ("p.jsonl", b'{"sku": 1, "name": 2, "clas": 3, "file": 4}', "no column 'class'; did you mean 'clas'?"),
     ],
 )

@@ -18,9 +18,9 @@ class Report(dict[tuple[str, str], list[Any]]):
     def add(self, reason: str, action: str, count: int, example: str) -> None:
         self.setdefault((reason, action), [0, example[:120]])[0] += count
 
-    def rows(self, reason: str, action: str, products: pd.DataFrame) -> None:
+    def rows(self, reason: str, action: str, products: pd.DataFrame, column: str = "title") -> None:
         if len(products):
-            self.add(reason, action, len(products), f"{products['id'].iloc[0]}: {products['title'].iloc[0]}")
+            self.add(reason, action, len(products), f"{products['id'].iloc[0]}: {products[column].iloc[0]}")
 
     def frame(self) -> pd.DataFrame:
         """Columns reason, action, count, example, in the order of the first occurrence."""
@@ -35,7 +35,8 @@ class Report(dict[tuple[str, str], list[Any]]):
 @dataclass
 class RawCatalogue:
     """What a source delivers, before cleaning.
-    table: columns id, title, label (str) and image (what ``read_image`` understands; equal str are one picture).
+    table: columns id, title, label (str), image (what ``read_image`` understands; equal str are one picture) and, where
+    the source splits, part.
     read_image: from reference to encoded bytes or a picture; called from several threads, raises ImageError."""
 
     table: pd.DataFrame

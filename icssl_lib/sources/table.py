@@ -3,7 +3,10 @@
 import csv
 import gzip
 import json
+import re
+import unicodedata
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,81 +19,161 @@ from icssl_lib.images import ImageError, read_bytes
 from icssl_lib.sources.raw import CatalogueError, RawCatalogue, Report
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet")
+FOREIGN = {  # the first bytes of files that bear another's name
+    b"\x1f\x8b": "gzip; let its name end in .gz",
+    b"PAR1": "Parquet; let its name end in .parquet",
+    b"PK\x03\x04": "a workbook (.xlsx) or a zip file; save the sheet as CSV, or unpack it",
+    b"\xd0\xcf\x11\xe0": "a workbook (.xls); save the sheet as CSV",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+    b"BZh": "bzip2; unpack it, or pack it by gzip",
+    b"\xfd7zXZ": "xz; unpack it, or pack it by gzip",
+    b"\x28\xb5\x2f\xfd": "zstandard; unpack it, or pack it by gzip",
+    b"SQLite": "an SQLite database; export the table as CSV",
+    b"ARROW1": "Arrow; save it as Parquet",
+    b"%PDF": "a PDF; export the table as CSV",
+}
+BAD_LINES = 10  # at most so many are named
+csv.field_size_limit(2**31 - 1)  # a column that nobody asks for may hold a book, or a picture in base64
 
 
 def load(name: str, source: TableSource) -> RawCatalogue:
-    """Read the table; texts are str ('' where absent), images paths or bytes. A line of JSONL that is no object is
-    dropped and counted. Too many fields in a line, or a quote that does not close in CSV, stop the reading.
+    """Read the table; texts are str ('' where absent), images paths or bytes, of a list of them the first. A line of
+    JSONL that is no object is dropped and counted. Lines with too many or too few fields, a quote that does not close
+    in CSV, and a list or an object where a text is expected stop the reading.
     Raises: CatalogueError: absent, broken, of unknown kind, or without a column that is named."""
     report, where = Report(), f"dataset {name}: {source.table}"
     folder = (source.image_folder or source.table.parent).resolve()
-    columns = {"id": source.id, "title": source.title, "label": source.label, "image": source.image}
-    try:
-        values = _read(source.table, [column for column in columns.values() if column is not None], report)
-        if not folder.is_dir():
-            raise CatalogueError(f"{folder}: no such image folder")
-    except FileNotFoundError:
-        raise CatalogueError(f"{where}: no such file") from None
-    except CatalogueError as error:
-        raise CatalogueError(f"{where}: {error}") from None
-    except (ValueError, EOFError, OSError, zlib.error, csv.Error, pa.ArrowException) as error:
-        raise CatalogueError(f"{where}: a broken table, or no UTF-8 ({' '.join(str(error).split())})") from None
-    n = len(values[source.title])
-    absent = {"id": range(n), "image": [""] * n}  # for columns that are not named
-    cells = {field: absent[field] if column is None else values[column] for field, column in columns.items()}
-    table = pd.DataFrame({f: map(_image if f == "image" else _text, cells[f]) for f in cells}, dtype=object)
+    named = re.findall(r"{([^{}]+)}", source.image or "")  # columns that a pattern of paths names
+    texts = {"id": source.id, "title": source.title, "label": source.label, "part": source.part}
+    texts = {field: column for field, column in texts.items() if column and not (field == "label" and source.labels)}
+    wanted = [*texts.values(), *(named or [source.image] * (source.image is not None))]
+    values = _table(where, source.table, wanted, report)
+    if not folder.is_dir():
+        raise CatalogueError(f"{where}: {folder}: no such image folder")
+    column = {name: [_text(where, name, cell) for cell in values[name]] for name in {*texts.values(), *named}}
+    table = pd.DataFrame({field: column[name] for field, name in texts.items()}, dtype=object)
+    rows = range(len(table))
+    if source.id is None:
+        table["id"] = list(map(str, rows))
+    if source.labels:
+        table["label"] = _labels(f"dataset {name}", source, table["id"], report)
+    if named:  # no str.format, whose fields may ask for attributes
+        fill = lambda i: re.sub(r"{([^{}]+)}", lambda field: column[field[1]][i], source.image)  # noqa: E731
+        table["image"] = list(map(fill, rows))
+    else:
+        table["image"] = [_image(where, source.image, cell) for cell in values[source.image]] if source.image else ""
 
     def read_image(reference: bytes | str) -> bytes:
         """Bytes as they are; of a path, which may not lead out of the folder, links followed, the file's."""
         if isinstance(reference, bytes):
             return reference
-        try:
-            file = (folder / reference).resolve()
+        try:  # a zip file from another system may spell an accent otherwise
+            forms = [reference, *(unicodedata.normalize(form, reference) for form in ("NFC", "NFD"))]
+            file = next((path for path in map(folder.joinpath, forms) if path.exists()), folder / reference).resolve()
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the name
             raise ImageError("missing", f"{reference!r}: {error}") from None
         if not file.is_relative_to(folder):
             raise ImageError("outside the folder", repr(reference))
         return read_bytes(file)
 
-    return RawCatalogue(table, None if source.image is None else read_image, report)
+    return RawCatalogue(table.astype(object), None if source.image is None else read_image, report)
 
 
-def _read(path: Path, wanted: list[str], report: Report) -> dict[str, list[Any]]:
+def _labels(where: str, source: TableSource, ids: pd.Series, report: Report) -> pd.Series:
+    """Of each id its label by the second table, the first of several; '' where it has none."""
+    other = source.labels
+    values = _table(f"{where}: {other.table}", other.table, [other.id, other.label], report)
+    found = pd.DataFrame(
+        {name: [_text(other.table, name, cell) for cell in values[name]] for name in values}, dtype=object
+    )
+    again = found[found.duplicated(other.id)]
+    if len(again):
+        report.add("further label of an id", "dropped", len(again), " ".join(again.iloc[0]))
+    label = ids.map(found.drop_duplicates(other.id).set_index(other.id)[other.label])
+    if label.isna().any():
+        report.add(
+            "id without a row in the table of labels", "kept", int(label.isna().sum()), ids[label.isna()].iloc[0]
+        )
+    return label.fillna("")
+
+
+def _table(where: object, path: Path, wanted: list[str], report: Report) -> dict[str, list[Any]]:
     """The wanted columns of any kind of table."""
     name = path.name.lower()
-    if not name.endswith(SUFFIXES):
-        raise CatalogueError(f"unknown kind of table; the name must end in {', '.join(SUFFIXES)}")
-    if name.endswith(".parquet"):
-        with pq.ParquetFile(path) as table:
-            _check_columns(wanted, table.schema_arrow.names)
-            return table.read(columns=wanted).to_pydict()
-    with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-        return _read_jsonl(file, wanted, report) if ".jsonl" in name else _read_csv(file, wanted, ".tsv" in name)
+    try:
+        if not name.endswith(SUFFIXES):
+            raise CatalogueError(f"unknown kind of table; the name must end in {', '.join(SUFFIXES)}")
+        own = {b"\x1f\x8b": name.endswith(".gz"), b"PAR1": name.endswith(".parquet")}
+        with path.open("rb") as file:
+            first = file.read(8)
+        for start, what in FOREIGN.items():
+            if first.startswith(start) and not own.get(start):
+                raise CatalogueError(f"its bytes are those of {what}")
+        if name.endswith(".parquet"):
+            with pq.ParquetFile(path) as table:
+                _check_columns(wanted, table.schema_arrow.names)
+                return table.read(columns=wanted).to_pydict()
+        with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            kind = Path(name.removesuffix(".gz")).suffix
+            return _read_jsonl(file, wanted, report) if kind == ".jsonl" else _read_csv(file, wanted, kind == ".tsv")
+    except FileNotFoundError:
+        raise CatalogueError(f"{where}: no such file") from None
+    except CatalogueError as error:
+        raise CatalogueError(f"{where}: {error}") from None
+    except (ValueError, EOFError, OSError, zlib.error, csv.Error, pa.ArrowException) as error:
+        raise CatalogueError(f"{where}: a broken table, or no UTF-8 ({' '.join(str(error).split())})") from None
 
 
 def _check_columns(wanted: list[str], known: list[str]) -> None:
     for column in wanted:
         if column not in known:
-            raise CatalogueError(f"no column {column!r}; {nearest(column, known)}")
+            hint = nearest(column, known)
+            for mark, what in {";": "semicolons; save it with commas", "\t": "tabs; let its name end in .tsv"}.items():
+                hint = f"its fields are separated by {what}" if len(known) == 1 and mark in known[0] else hint
+            raise CatalogueError(f"no column {column!r}; {hint}")
+        if known.count(column) > 1:
+            raise CatalogueError(f"{known.count(column)} columns are called {column!r}; rename all but one")
+
+
+def _records(file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and fields of a CSV. Raises: CatalogueError: a quote does not close."""
+    reader, line = csv.reader(file, strict=True), 1  # strict: no quote swallows lines below it
+    try:
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        remedy = 'put a text that holds quotes in quotes, and each of its own twice: "a ""vintage"" mug"'
+        raise CatalogueError(f"line {line}: a quote that does not close ({error}); {remedy}") from None
+
+
+def _tab_records(file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and fields of a TSV. A line with as many tabs as the header is a record, so that a stray quote, an
+    inch, say, touches its own line alone; one with fewer goes on in the next while a quote of its own is open."""
+    lines, width, at = re.split("\r\n|\n|\r", file.read()), 0, 0
+    while at < len(lines):
+        start, text, at = at + 1, lines[at], at + 1
+        width = width or text.count("\t")
+        while text.count("\t") < width and text.count('"') % 2 and at < len(lines):
+            text, at = f"{text}\n{lines[at]}", at + 1
+        try:
+            row = next(csv.reader([text], delimiter="\t", strict=True), [])
+        except csv.Error:
+            row = []
+        yield start, row if len(row) == width + 1 else text.split("\t") if text else []
 
 
 def _read_csv(file: TextIO, wanted: list[str], tabs: bool) -> dict[str, list[Any]]:
-    reader = csv.reader(file, delimiter="\t" if tabs else ",", strict=True)  # strict: no quote swallows lines below it
-    try:
-        rows = [row for row in reader if row]
-    except csv.Error as error:
-        if not tabs:
-            where = f"a quote that does not close, at line {reader.line_num} or above ({error})"
-            remedy = 'put a text that holds quotes in quotes, and each of its own twice: "a ""vintage"" mug"'
-            raise CatalogueError(f"{where}; {remedy}") from None
-        file.seek(0)  # titles of inches and nicknames: written without any quoting
-        rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
-    header = rows.pop(0) if rows else []
+    records = [(line, row) for line, row in (_tab_records if tabs else _records)(file) if row]
+    header = records.pop(0)[1] if records else []
     _check_columns(wanted, header)
-    if surplus := next((row for row in rows if len(row) > len(header)), None):
-        raise CatalogueError(f"a row has more fields than the header; quote texts with a separator: {surplus!r:.120}")
+    if bad := [f"{line} ({len(row)})" for line, row in records if len(row) != len(header)]:
+        shown = ", ".join(bad[:BAD_LINES]) + (f" and {len(bad) - BAD_LINES} more" if len(bad) > BAD_LINES else "")
+        remedy = "quote texts that hold a separator or a line break"
+        raise CatalogueError(f"the header has {len(header)} fields, and not so line {shown}; {remedy}")
     places = [header.index(column) for column in wanted]
-    return {c: [row[i] if i < len(row) else "" for row in rows] for c, i in zip(wanted, places, strict=True)}
+    return {c: [row[i] for _, row in records] for c, i in zip(wanted, places, strict=True)}
 
 
 def _read_jsonl(file: TextIO, wanted: list[str], report: Report) -> dict[str, list[Any]]:
@@ -113,15 +196,20 @@ def _read_jsonl(file: TextIO, wanted: list[str], report: Report) -> dict[str, li
     return dict(zip(wanted, map(list, zip(*records, strict=True)), strict=True))
 
 
-def _text(value: Any) -> str:
-    """Numbers as text; '' for what is absent or no text (a list, an object)."""
+def _text(where: object, column: str, value: Any) -> str:
+    """Numbers as text; '' for what is absent. Raises: CatalogueError: a list or an object."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return str(value) if pd.api.types.is_scalar(value) and not pd.isna(value) else ""
+    if isinstance(value, list | dict):
+        kind = "a list" if isinstance(value, list) else "an object"
+        raise CatalogueError(f"{where}: column {column!r} holds {kind}, expected a text: {value!r:.80}")
+    return "" if pd.isna(value) else str(value)
 
 
-def _image(value: Any) -> bytes | str:
-    """A path or encoded bytes; a struct of both is how the datasets library stores a picture."""
+def _image(where: object, column: str, value: Any) -> bytes | str:
+    """A path or encoded bytes, of a list its first; a struct of both is how the datasets library stores a picture."""
+    if isinstance(value, list):
+        return _image(where, column, value[0]) if value else ""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    return value if isinstance(value, bytes) else _text(value)
+    return value if isinstance(value, bytes) else _text(where, column, value)
