@@ -22,12 +22,10 @@ def text(path: str) -> None:
     print(f"```text\n{(FIGURES / path).read_text(encoding='utf-8').rstrip()}\n```")
 
 
-def columns(path: str, **only: str) -> None:
-    """A table of few rows, each of them a column; ``only``: the rows with these values, whose columns are left out."""
+def columns(path: str, *names: str) -> None:
+    """A table of few rows, each of them a column; ``names``: those of its columns that are shown, or all."""
     frame = pd.read_csv(FIGURES / path, dtype=str, keep_default_na=False)
-    for name, value in only.items():
-        frame = frame[frame[name] == value].drop(columns=name)
-    lines = [f"| {name.replace('_', ' ')} | {' | '.join(frame[name])} |" for name in frame]
+    lines = [f"| {name.replace('_', ' ')} | {' | '.join(frame[name])} |" for name in names or frame]
     print("\n".join([lines[0], "|---" * (1 + len(frame)) + "|", *lines[1:]]))
 
 
@@ -133,18 +131,20 @@ def deployment(study: str) -> None:
     print(f"\n{cost.dataset[0]}, threads: {cost.threads[0]}. {exported}: {'; '.join(same)}.")
 
 
-def speed(machine: str) -> None:
-    """What `make bench` compared on a machine."""
-    bench, about = (pd.read_csv(FIGURES / "bench" / f"{name}.csv") for name in ("bench", "machine"))
-    about = about[about["machine"] == machine]
+def speed(where: str) -> None:
+    """What `make bench` compared: the rows of ``bench.csv`` ``where``, and what share of each machine's matrix products
+    ours use in their works."""
+    rows = pd.read_csv(FIGURES / "bench" / "bench.csv").query(where)
     print("| work | beside | ours, per s | theirs, per s | ratio | in the rounds |\n|---|---|---|---|---|---|")
-    for r in bench[bench["machine"] == machine].itertuples():
+    for r in rows.itertuples():
         ours, theirs = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (r.ours_per_s, r.peer_per_s))
         print(f"| {r.work} | {r.peer} | {ours} | {theirs} | **{r.ratio:.2f}** | {r.low:.2f} to {r.high:.2f} |")
-    shares = ", ".join(f"{r.work}: {r.share_of_ceiling:.0%}" for r in about.itertuples())
-    ceilings = sorted({f"{tflops:.3f}" for tflops in about["ceiling_tflops"]})  # one of each call
-    ceiling = f"{' to '.join(ceilings[:: max(1, len(ceilings) - 1)])} TFLOP/s by products of large square matrices"
-    print(f"\n{machine}; {ceiling}, of which ours use: {shares}.")
+    about = pd.read_csv(FIGURES / "bench" / "machine.csv").merge(rows[["machine", "work"]].drop_duplicates())
+    for machine, of in about.groupby("machine", sort=False):
+        shares = ", ".join(f"{r.work}: {r.share_of_ceiling:.0%}" for r in of.itertuples())
+        ceilings = sorted({f"{tflops:.3f}" for tflops in of["ceiling_tflops"]})  # one of each call
+        ceiling = " to ".join(ceilings[:: max(1, len(ceilings) - 1)])
+        print(f"\n{machine}; {ceiling} TFLOP/s by products of large square matrices, of which ours use: {shares}.")
 
 
 def wall(study: str) -> None:
