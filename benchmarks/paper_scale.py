@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from plan import products_of, trainings_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import get_scheduler
 
@@ -29,7 +30,6 @@ from icssl_lib.fast.gradcache import cached
 from icssl_lib.fast.processes import make_accelerator, precision_here
 from icssl_lib.fast.unpad import fast
 from icssl_lib.methods import entry_of
-from icssl_lib.plan import products_of, trainings_of
 from icssl_lib.sources.synthetic.pretrain import loadable
 
 

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from plan import plan
 
 from icssl_lib.config import load_config
-from icssl_lib.plan import plan
 
 
 def main() -> None:

@@ -204,6 +204,8 @@ _REPAIRS = {
     "zero-width characters": lambda text: _INVISIBLE.sub("", text),
     "control characters": lambda text: _CONTROL.sub(" ", text),
 }
+
+
 _MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a"}  # what programs write for a text that is absent
 
 

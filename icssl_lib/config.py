@@ -64,11 +64,9 @@ class SyntheticSource(Source):
     name_distance: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the words of class names that no title has
 
 
-class LabelsTable(Strict):
-    """A second table, of labels: that of the row whose ``id`` is the product's."""
-
+class LabelsTable(Strict):  # a second table
     table: Path
-    id: str
+    id: str  # column of the products' ids
     label: str
 
 

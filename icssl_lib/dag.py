@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from subprocess import Popen, TimeoutExpired
@@ -21,7 +21,6 @@ from tqdm import tqdm
 from icssl_lib.config import ConfigError, Study, nearest
 from icssl_lib.files import locked, written_whole
 from icssl_lib.images import all_cores
-from icssl_lib.jupyter_kernels import forked
 from icssl_lib.methods import METHODS, adapted_by, entry_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,11 +28,7 @@ STUDY = "ICSSL_STUDY"  # in the environment of a study's processes on this machi
 
 # glibc gives large blocks back to the system when freed, and each training step has them mapped and zeroed anew: the
 # gradient of a vocabulary of 30,000 alone is 46 MB. Kept, a step of MiniLM-L6 takes 0.100 s of CPU instead of 0.137.
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": "2000000000",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    "MALLOC_TOP_PAD_": "67108864",
-}
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_TOP_PAD_": "67108864"}
 
 
 class RunError(RuntimeError):
@@ -200,6 +195,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, _interrupt)  # a shell's background job would ignore it
     from snakemake.cli import main  # nobody else needs it
 
-    able = STUDY in os.environ and sys.platform == "linux"  # elsewhere libraries may not survive a fork
-    with forked("icssl_lib.figures", "icssl_lib.stages") if able else nullcontext():
-        main(sys.argv[1:])  # exits by itself
+    main(sys.argv[1:])  # exits by itself

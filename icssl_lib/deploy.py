@@ -4,7 +4,6 @@ What takes seconds to import (torch, transformers, scikit-learn) is imported in 
 """
 
 import json
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,15 +88,4 @@ def export_onnx(folder: Path, out: Path) -> Path:
     kept.tokenizer.save_pretrained(out)
     with written_whole(out / "model.onnx") as part:
         program.save(str(part))
-    return out
-
-
-def quantize_int8(fp32: Path, out: Path) -> Path:
-    """Write what `export_onnx` wrote with weights in int8, a scale per channel and 7 bits: with 8, sums overflow on x86
-    without VNNI, and the same file would answer differently there (onnxruntime's documentation of quantization)."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    shutil.copytree(fp32, out, ignore=shutil.ignore_patterns("model.onnx*"), dirs_exist_ok=True)
-    with written_whole(out / "model.onnx") as part:
-        quantize_dynamic(fp32 / "model.onnx", part, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
     return out

@@ -5,6 +5,7 @@ import base64
 import html
 import io
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -18,13 +19,14 @@ import torch
 from PIL import Image
 
 from icssl_lib.adapt import load_towers
-from icssl_lib.catalogue import head_tail, open_catalogue
+from icssl_lib.catalogue import CatalogueError, head_tail, open_catalogue
 from icssl_lib.config import Run, Study, TextConfig
 from icssl_lib.encoders import embed_titles, load_text, nearest_rows
 from icssl_lib.images import ImageError, decode, read_bytes
 from icssl_lib.methods import METHODS
 from icssl_lib.metrics import method_name
 from icssl_lib.runs import path_of, resolved
+from icssl_lib.sources.table import image_of, text_of
 from icssl_lib.space import Exploration, ExploreError, View, kept
 from icssl_lib.style import PALETTE
 
@@ -38,26 +40,35 @@ SIDE, NEAR = 400, 10  # of a map, in pixels; neighbours that are shown
 def explore(table: pd.DataFrame, encoders: Mapping[str, Any], images: Path | str = ".", **text: Any) -> Exploration:
     """Any catalogue under any encoders: nothing of a study is needed.
 
-    table: columns title and, where there are some, id, label and image (encoded bytes, or a path below ``images``). A
-    product without a title is left out, and a picture that cannot be read. encoders: name -> a Hugging Face folder or
-    hub name, or a function of titles to (n, H). text: pooling and max_tokens of the folders, as in `config.TextConfig`.
+    table: columns title and, where there are some, id, label and image (a path below ``images``, encoded bytes, pixels,
+    or what the datasets library makes of a picture). A product without a title is left out, and a picture that cannot
+    be read. encoders: name -> a Hugging Face folder or hub name, a SentenceTransformer, or a function of titles to
+    (n, H). text: pooling and max_tokens of the folders, as in `config.TextConfig`. Raises: ExploreError, ModelError.
     """
-    products = table.dropna(subset="title").reindex(columns=["id", "title", "label", "image"]).astype(object)
-    products["id"] = products["id"].where(products["id"].notna(), products.index)
-    for column in ("id", "title", "label"):
-        texts = [str(value) for value in products[column].fillna("")]
-        texts = [text.encode("utf-8", "replace").decode() for text in texts]  # a half surrogate is no text
-        products[column] = [" ".join(text.split()) for text in texts]
+    if table.columns.nlevels > 1 or table.columns.duplicated().any() or "title" not in table:
+        raise ExploreError(f"expected distinct columns, one of them title; found {list(table.columns)}"[:300])
+    cells = {"id": table.index, "label": [""] * len(table), "image": [""] * len(table), **table}
+    try:
+        products = {name: [text_of("table", name, cell) for cell in cells[name]] for name in ("id", "title", "label")}
+        pictures = [image_of("table", "image", cell) for cell in cells["image"]]
+    except CatalogueError as error:
+        raise ExploreError(str(error)) from None
+    products = pd.DataFrame(products, dtype=object).map(
+        lambda text: " ".join(text.encode("utf-8", "replace").decode().split())
+    )
+    products["image"] = pd.Series(pictures, dtype=object)
     products = products[products["title"] != ""].reset_index(drop=True)
     if products.empty:
         raise ExploreError(f"none of {len(table)} products has a title")
-    products = products.assign(part="", image_row=pd.factorize(products["image"])[0])
+    keys = [image if isinstance(image, str) else i for i, image in enumerate(products["image"])]
+    products = products.assign(part="", image_row=pd.factorize(pd.Series(keys, dtype=object))[0])
 
     def picture(row: int) -> np.ndarray | None:
         image = products["image"][row]
         try:
-            return decode(image if isinstance(image, bytes) else read_bytes(Path(images) / image), 64)
-        except (ImageError, TypeError):  # not to be read, or none
+            path = isinstance(image, str) and Path(images).expanduser() / Path(image).expanduser()
+            return decode(read_bytes(path) if path else image, 64)
+        except (ImageError, RuntimeError):  # not to be read, or none
             return None
 
     counts = products.loc[products["label"] != "", "label"].value_counts()
@@ -68,7 +79,9 @@ def _seen(table: pd.DataFrame, counts: pd.Series, picture: Callable, encoders: M
     label, (head, _), views = table["label"], head_tail(counts), {}
     size = np.select([label == "", label.isin(head)], ["", "head"], "tail")
     for name, encoder in encoders.items():
-        embed = encoder if callable(encoder) else partial(embed_titles, *load_text(str(encoder)), text=text)
+        embed = getattr(encoder, "encode", encoder)
+        if not callable(embed):
+            embed = partial(embed_titles, *load_text(os.path.expanduser(encoder), text.max_tokens), text=text)
         views[name] = View(embed, torch.as_tensor(embed(list(table["title"])), dtype=torch.float32))
     return Exploration(table[["id", "title", "label", "part", "image_row"]].assign(size=size), picture, views)
 

@@ -1,6 +1,7 @@
 """The strict papermill: a notebook runs with parameters that it knows, or not at all."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> None:
             raise RunError(f"{notebook.name} has no parameter '{name}'; {nearest(name, list(known))}")
     failed.parent.mkdir(parents=True, exist_ok=True)
     os.environ.pop("MPLBACKEND", None)  # of this process; with "Agg" the kernel would show no figure
-    with tempfile.TemporaryDirectory(prefix="icssl") as sockets:
+    os.environ["JUPYTER_PATH"] = f"{sys.prefix}/share/jupyter"  # this environment's kernel, whatever a module names
+    short = "/tmp" if os.access("/tmp", os.W_OK) else None  # the path of a socket holds some hundred characters
+    with tempfile.TemporaryDirectory(prefix="icssl", dir=short) as sockets:
         os.environ["JUPYTER_RUNTIME_DIR"] = sockets
         # Over IPC, each kernel with sockets of its own: parallel kernels clash on TCP ports.
         ipc = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}

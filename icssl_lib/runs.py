@@ -1,11 +1,4 @@
-"""Running the study: paths, records, results.csv, and the command line.
-
-python -m icssl_lib.runs study CONFIG [--cores N] [--out DIR] [--profile DIR]
-python -m icssl_lib.runs plan CONFIG [--cores N] [--out DIR]
-python -m icssl_lib.runs fetch CONFIG [--dataset NAME] [--out DIR]
-python -m icssl_lib.runs execute NOTEBOOK OUTPUT name=value ...
-python -m icssl_lib.runs collect CONFIG [--out DIR]
-"""
+"""Running the study: paths, records, results.csv, and the command line (`python -m icssl_lib.runs --help`)."""
 
 import argparse
 import contextlib
@@ -58,16 +51,14 @@ def machine() -> dict[str, Any]:
     with contextlib.suppress(OSError):
         cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
     amx = ", AMX" if torch.cpu.get_capabilities().get("amx_bf16") else ""
-    return {
-        "cpu": cpu,
-        "instructions": torch.backends.cpu.get_cpu_capability() + amx,
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "system": platform.platform(),
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found = {"cpu": cpu, "instructions": torch.backends.cpu.get_cpu_capability() + amx, "cores": os.cpu_count()}
+    versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
+    return found | {"device": device, "system": platform.platform()} | versions
 
 
 def save_record(run: Run, study: Study, out: Path, found: dict[str, Any], predictions: pd.DataFrame) -> None:
@@ -182,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "study":
             run_study(options.config, study, out, options.cores, options.profile)
         elif options.command == "plan":
-            from icssl_lib import plan  # with torch, seconds that no other command needs
+            sys.path.append(str(dag.ROOT / "benchmarks"))  # it measures
+            import plan  # with torch, seconds that no other command needs
 
             print(plan.show(plan.plan(study, out, options.cores or all_cores())))
         elif options.command == "fetch":

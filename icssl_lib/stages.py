@@ -29,8 +29,6 @@ from icssl_lib.finetune import Start
 from icssl_lib.methods import adapted_by, entry_of
 from icssl_lib.runs import digest, path_of, resolved, save_record
 
-LEAST_PICTURES = 0.02  # share of the products, below which a method that needs pictures is not begun
-
 transformers.logging.disable_progress_bar()  # one for each of dozens of models that are loaded
 transformers.logging.set_verbosity_error()  # that a classifier's last layer is new is no news
 
@@ -50,14 +48,15 @@ def check_models(study: Study) -> None:
 
 
 def check_catalogue(study: Study, catalogue: Catalogue) -> None:
-    """Whether the methods find titles and pictures that they can read. Raises: ModelError, CatalogueError."""
+    """Whether the methods find words that they know, and pictures of at least 2% of the products.
+    Raises: ModelError, CatalogueError."""
     needing = [m for m in study.methods if entry_of(study, m).pictures != "none" or entry_of(study, m).uses_images]
     share = (catalogue.products.image_row >= 0).mean()
-    if needing and share < LEAST_PICTURES:
-        rows = catalogue.report[catalogue.report.reason.str.startswith("picture")]
-        why = "; ".join(f"{row.count}: {row.reason}, e.g. {row.example}" for row in rows.itertuples())
-        leave = f"mend image and image_folder, or leave out {', '.join(needing)}"
-        raise CatalogueError(f"dataset {catalogue.name}: {share:.1%} of the products have a picture ({why}); {leave}")
+    if needing and share < 0.02:
+        report = catalogue.report[catalogue.report.reason.str.startswith("picture")].example
+        why = "; ".join([f"{share:.1%} of the products have a picture", *report])
+        mend = f"mend image and image_folder, or leave out {', '.join(needing)}"
+        raise CatalogueError(f"dataset {catalogue.name}: {why}; {mend}")
     for text in {study.of(method).text for method in study.methods}:
         if text.model != "pretrained":
             tokenize(load_text(text.model)[1], list(catalogue.products.title[:1000]), text.max_tokens)
@@ -142,10 +141,9 @@ def classify_seeds(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train the classifier with each seed on each fraction of Train, unless that is finished; write each seed's record.
 
-    Returns:
-        scores: one row per seed and fraction: dataset, method, fraction, seed, n_train, the metrics on Test,
-            dev_accuracy, test_readings, seconds. predictions: one row per seed, fraction and product of Test: dataset,
-            method, fraction, seed, id, label, predicted, confidence.
+    Returns: scores: one row per seed and fraction: dataset, method, fraction, seed, n_train, the metrics on Test,
+    dev_accuracy, test_readings, seconds. predictions: one row per seed, fraction and product of Test: dataset, method,
+    fraction, seed, id, label, predicted, confidence.
     """
     fractions, scores, tables = study.of(method).finetune.fractions, [], []
     with tqdm(desc=f"{dataset} {method}", total=len(seeds) * len(fractions), unit="classifier") as bar:

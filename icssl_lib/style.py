@@ -28,16 +28,9 @@ LOOKS = [
     {"color": "#444444", "marker": "P", "linestyle": (0, (1, 1))},
 ]
 FILLS = ("full", "none", "left", "top", "right", "bottom")  # of markers, for more methods than looks
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "lines.markersize": 5,
-    "svg.hashsalt": "icssl",  # the same numbers give the same file
-}
+STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.grid": True, "grid.alpha": 0.3, "lines.markersize": 5}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"svg.hashsalt": "icssl"}  # the same numbers give the same file
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

@@ -56,7 +56,7 @@ def served(tiny_text, tiny_vision, tmp_path_factory) -> dict[str, Models]:
         if kind == "bert":
             Lexical.fit(TITLES, [*LABELS, LABELS[0]], LABELS).save(classifier)
         fp32 = deploy.export_onnx(classifier, folder / "fp32")
-        made[kind] = Models(classifier, fp32, deploy.quantize_int8(fp32, folder / "int8"), vision)
+        made[kind] = Models(classifier, fp32, serving.quantize_int8(fp32, folder / "int8"), vision)
     return made
 
 
@@ -96,12 +96,12 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(served, tmp_path):
     out.mkdir()
     (out / "model.onnx").write_text("an earlier one, cut short")
     (out / "mine.txt").touch()
-    for write, source in ((deploy.export_onnx, served["bert"].classifier), (deploy.quantize_int8, fp32)):
+    for write, source in ((deploy.export_onnx, served["bert"].classifier), (serving.quantize_int8, fp32)):
         answer = OnnxClassifier(write(source, out))
         np.testing.assert_allclose(answer(TITLES), OnnxClassifier(fp32)(TITLES), atol=0.1)
     assert {path.name for path in out.iterdir()} == {path.name for path in fp32.iterdir()} | {"mine.txt"}
     with pytest.raises(shutil.Error):  # the same files
-        deploy.quantize_int8(out, out)
+        serving.quantize_int8(out, out)
 
 
 def test_what_cannot_be_served_is_refused(served, tiny_text, tmp_path):

@@ -1,19 +1,19 @@
 """What a study is said to cost before it runs, against hand counts and what then really runs."""
 
 import pandas as pd
+import plan as planning
 import pytest
 import torch
 import toys
+from plan import products_of, show, step_cost, trainings_of
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoConfig, BertConfig
 
-from icssl_lib import plan as planning
 from icssl_lib.adapt import adapt
 from icssl_lib.catalogue import PARTS, ingest
 from icssl_lib.classify import classify
 from icssl_lib.config import Run, Study, Variant, load_config
 from icssl_lib.finetune import Start
-from icssl_lib.plan import products_of, show, step_cost, trainings_of
 from icssl_lib.sources.raw import CatalogueError
 from icssl_lib.sources.synthetic.pretrain import loadable
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,10 +15,9 @@ import psutil
 import pytest
 import torch
 import toys
-from jupyter_client.provisioning import KernelProvisionerFactory
 from safetensors.torch import load_file
 
-from icssl_lib import dag, jupyter_kernels, runs, stages
+from icssl_lib import dag, runs, stages
 from icssl_lib.config import AdaptConfig, Run, RuntimeConfig, Study, Variant
 from icssl_lib.dag import RunError, own_gpus
 from icssl_lib.notebooks import execute, parameters_of, values_of
@@ -69,28 +69,21 @@ def test_a_notebook_that_is_not_there_or_not_tagged_is_refused(root, tmp_path):
         execute(notebook, tmp_path / "out.ipynb", {"seed": 1})
 
 
-def test_kernels_of_a_study_are_forks_of_one_process(tmp_path, monkeypatch):
-    for name in (jupyter_kernels.ADDRESS, "JUPYTER_DEFAULT_PROVISIONER_NAME", "ASKED"):
-        monkeypatch.setenv(name, "")  # and taken back at the end
-    KernelProvisionerFactory.clear_instance()  # one reads the environment once
-    what = "import os, sys; print(os.getppid(), 'wave' in sys.modules, os.environ['ASKED'], os.getcwd())"
-    drawn = "import matplotlib.pyplot as plt; plt.plot([seed]);"
-    notebook, printed = write_notebook(tmp_path / "a.ipynb", "seed = 0", what, drawn), set()
-    with jupyter_kernels.forked("wave"):
-        monkeypatch.setenv("ASKED", "by this job")
-        for seed in (1, 2):
-            execute(notebook, tmp_path / "out.ipynb", {"seed": seed})
-            shown, picture = (cell.outputs[-1] for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells[-2:])
-            printed.add(shown.text)
-            assert "image/png" in picture.data
-        dies = write_notebook(tmp_path / "b.ipynb", "seed = 0", "import os; os.kill(os.getpid(), 9)")
-        with pytest.raises(RunError, match="the kernel died"):
-            execute(dies, tmp_path / "out.ipynb", {})
-    KernelProvisionerFactory.clear_instance()
-    server, *rest = printed.pop().split(maxsplit=1)
-    assert rest == [f"True by this job {tmp_path}\n"]
-    assert not printed
-    assert not psutil.pid_exists(int(server))
+def test_the_kernel_is_of_this_environment_and_its_sockets_lie_in_a_short_folder(tmp_path, monkeypatch):
+    """A module of a cluster may name other kernels, and TMPDIR may be longer than the name of a socket."""
+    other, long = tmp_path / "kernels/python3", tmp_path / ("long" * 30)
+    for folder in (other, long):
+        folder.mkdir(parents=True)
+    (other / "kernel.json").write_text('{"argv": ["false"], "display_name": "other", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    notebook = write_notebook(tmp_path / "a.ipynb", "seed = 0", "import sys; print(sys.prefix)")
+    execute(notebook, tmp_path / "out.ipynb", {"seed": 1})
+    assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].text == f"{sys.prefix}\n"
+    dies = write_notebook(tmp_path / "b.ipynb", "seed = 0", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(RunError, match="the kernel died"):
+        execute(dies, tmp_path / "out.ipynb", {})
 
 
 def test_unknown_parameter_gives_the_nearest_and_nothing_runs(root, tmp_path, capsys):

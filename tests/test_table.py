@@ -187,7 +187,7 @@ CSV = ROWS.to_csv(index=False).encode()
         ("p.csv.gz", CSV, r"a broken table, or no UTF-8 \("),
         ("p.csv", gzip.compress(CSV, mtime=0), r"its bytes are those of gzip; let its name end in \.gz"),
         ("p.parquet", gzip.compress(CSV, mtime=0), r"its bytes are those of gzip"),
-        ("p.csv", b"PK\x03\x04\x14\x00", r"its bytes are those of a workbook \(\.xlsx\) or a zip file; save the sheet"),
+        ("p.csv", b"PK\x03\x04\x14\x00", "its bytes are those of a workbook or an archive; save the sheet"),
         ("p.jsonl", b"PAR1\x15\x04", r"its bytes are those of Parquet; let its name end in \.parquet"),
         ("p.csv", CSV.decode().encode("latin-1", "replace"), "a broken table, or no UTF-8 .*codec can't decode"),
         ("p.csv", CSV.decode().encode("utf-16"), "its bytes are those of UTF-16; save it as UTF-8"),

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from icssl_lib.config import TableSource, nearest
 from icssl_lib.images import ImageError, read_bytes
@@ -22,18 +24,12 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parqu
 FOREIGN = {  # the first bytes of files that bear another's name
     b"\x1f\x8b": "gzip; let its name end in .gz",
     b"PAR1": "Parquet; let its name end in .parquet",
-    b"PK\x03\x04": "a workbook (.xlsx) or a zip file; save the sheet as CSV, or unpack it",
-    b"\xd0\xcf\x11\xe0": "a workbook (.xls); save the sheet as CSV",
-    b"\xff\xfe": "UTF-16; save it as UTF-8",
-    b"\xfe\xff": "UTF-16; save it as UTF-8",
-    b"BZh": "bzip2; unpack it, or pack it by gzip",
-    b"\xfd7zXZ": "xz; unpack it, or pack it by gzip",
-    b"\x28\xb5\x2f\xfd": "zstandard; unpack it, or pack it by gzip",
-    b"SQLite": "an SQLite database; export the table as CSV",
-    b"ARROW1": "Arrow; save it as Parquet",
-    b"%PDF": "a PDF; export the table as CSV",
+    **dict.fromkeys(
+        (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"), "a workbook or an archive; save the sheet as CSV, or unpack it"
+    ),
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16; save it as UTF-8"),
+    **dict.fromkeys((b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "an archive that is not read; pack it by gzip"),
 }
-BAD_LINES = 10  # at most so many are named
 csv.field_size_limit(2**31 - 1)  # a column that nobody asks for may hold a book, or a picture in base64
 
 
@@ -51,7 +47,7 @@ def load(name: str, source: TableSource) -> RawCatalogue:
     values = _table(where, source.table, wanted, report)
     if not folder.is_dir():
         raise CatalogueError(f"{where}: {folder}: no such image folder")
-    column = {name: [_text(where, name, cell) for cell in values[name]] for name in {*texts.values(), *named}}
+    column = {name: [text_of(where, name, cell) for cell in values[name]] for name in {*texts.values(), *named}}
     table = pd.DataFrame({field: column[name] for field, name in texts.items()}, dtype=object)
     rows = range(len(table))
     if source.id is None:
@@ -59,10 +55,9 @@ def load(name: str, source: TableSource) -> RawCatalogue:
     if source.labels:
         table["label"] = _labels(f"dataset {name}", source, table["id"], report)
     if named:  # no str.format, whose fields may ask for attributes
-        fill = lambda i: re.sub(r"{([^{}]+)}", lambda field: column[field[1]][i], source.image)  # noqa: E731
-        table["image"] = list(map(fill, rows))
+        table["image"] = [re.sub(r"{([^{}]+)}", lambda f, i=i: column[f[1]][i], source.image) for i in rows]
     else:
-        table["image"] = [_image(where, source.image, cell) for cell in values[source.image]] if source.image else ""
+        table["image"] = [image_of(where, source.image, cell) for cell in values[source.image]] if source.image else ""
 
     def read_image(reference: bytes | str) -> bytes:
         """Bytes as they are; of a path, which may not lead out of the folder, links followed, the file's."""
@@ -85,7 +80,7 @@ def _labels(where: str, source: TableSource, ids: pd.Series, report: Report) -> 
     other = source.labels
     values = _table(f"{where}: {other.table}", other.table, [other.id, other.label], report)
     found = pd.DataFrame(
-        {name: [_text(other.table, name, cell) for cell in values[name]] for name in values}, dtype=object
+        {name: [text_of(other.table, name, cell) for cell in values[name]] for name in values}, dtype=object
     )
     again = found[found.duplicated(other.id)]
     if len(again):
@@ -169,7 +164,7 @@ def _read_csv(file: TextIO, wanted: list[str], tabs: bool) -> dict[str, list[Any
     header = records.pop(0)[1] if records else []
     _check_columns(wanted, header)
     if bad := [f"{line} ({len(row)})" for line, row in records if len(row) != len(header)]:
-        shown = ", ".join(bad[:BAD_LINES]) + (f" and {len(bad) - BAD_LINES} more" if len(bad) > BAD_LINES else "")
+        shown = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
         remedy = "quote texts that hold a separator or a line break"
         raise CatalogueError(f"the header has {len(header)} fields, and not so line {shown}; {remedy}")
     places = [header.index(column) for column in wanted]
@@ -196,20 +191,22 @@ def _read_jsonl(file: TextIO, wanted: list[str], report: Report) -> dict[str, li
     return dict(zip(wanted, map(list, zip(*records, strict=True)), strict=True))
 
 
-def _text(where: object, column: str, value: Any) -> str:
-    """Numbers as text; '' for what is absent. Raises: CatalogueError: a list or an object."""
+def text_of(where: object, column: str, value: Any) -> str:
+    """Numbers as text; '' for what is absent. Raises: CatalogueError: a list, an array or an object."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    if isinstance(value, list | dict):
-        kind = "a list" if isinstance(value, list) else "an object"
+    if not pd.api.types.is_scalar(value) and not isinstance(value, Path):
+        kind = {"dict": "an object", "list": "a list"}.get(type(value).__name__, f"a {type(value).__name__}")
         raise CatalogueError(f"{where}: column {column!r} holds {kind}, expected a text: {value!r:.80}")
     return "" if pd.isna(value) else str(value)
 
 
-def _image(where: object, column: str, value: Any) -> bytes | str:
-    """A path or encoded bytes, of a list its first; a struct of both is how the datasets library stores a picture."""
-    if isinstance(value, list):
-        return _image(where, column, value[0]) if value else ""
+def image_of(where: object, column: str, value: Any) -> bytes | str | Image.Image:
+    """A path, encoded bytes or a picture, of a list its first; the datasets library keeps bytes and path together."""
+    if isinstance(value, np.ndarray) and value.ndim > 1:
+        return Image.fromarray(value)
+    if isinstance(value, list | tuple | np.ndarray):
+        return image_of(where, column, value[0]) if len(value) else ""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    return value if isinstance(value, bytes) else _text(where, column, value)
+    return value if isinstance(value, bytes | Image.Image) else text_of(where, column, value)
