@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from icssl_lib.deploy import OnnxClassifier, TitleClassifier, settings_of
+from icssl_lib.deploy import TOKENS, TitleClassifier, settings_of
 from icssl_lib.files import written_whole
 from icssl_lib.images import decode
 
@@ -46,6 +46,29 @@ WARM = 2  # calls before any is timed: the first ones fill caches
 COUNTED = 16  # products at least over which operations are averaged, since titles differ in length
 
 Answer = Callable[[Sequence[str], Sequence[bytes]], np.ndarray]  # titles, JPEGs -> probabilities (N, C)
+
+
+class OnnxClassifier:
+    """An export, by onnxruntime on a CPU. Call: N titles -> probabilities, float32 (N, C), as one batch."""
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        self.session = onnxruntime.InferenceSession(folder / "model.onnx", options, ["CPUExecutionProvider"])
+        self.labels, max_tokens = settings_of(folder)
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_truncation(max_tokens)
+        self.tokenizer.enable_padding()  # with any token: the model is told what is padding
+
+    def __call__(self, titles: Sequence[str]) -> np.ndarray:
+        rows = self.tokenizer.encode_batch(titles)
+        tokens = np.array([[row.ids for row in rows], [row.attention_mask for row in rows]])  # (2, N, T)
+        (logits,) = self.session.run(["logits"], dict(zip(TOKENS, tokens, strict=True)))
+        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return raised / raised.sum(axis=1, keepdims=True)
 
 
 def quantize_int8(fp32: Path, out: Path) -> Path:

@@ -18,6 +18,7 @@ from icssl_lib.encoders import VisionTower, embed_titles, load_text, load_vision
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
 from icssl_lib.finetune import Read, Task, accuracy, fit
+from icssl_lib.lexical import WORD
 
 Features = Callable[[pd.DataFrame], np.ndarray | sparse.csr_matrix]  # products to unit rows (N, F)
 C = 30  # of logistic regression: chosen on Dev over all catalogues at once (docs/decisions.md)
@@ -59,7 +60,7 @@ def picture(task: Task, train: pd.DataFrame) -> Features:
 
 
 FEATURES = {
-    "words": partial(tfidf, token_pattern=r"\S+"),
+    "words": partial(tfidf, token_pattern=WORD),
     "ngrams": partial(tfidf, analyzer="char_wb", ngram_range=(2, 5)),  # 2 to 5 letters in a row, inside of words
     "title": title, "picture": picture,
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """One YAML file is one study; paths in it are relative to its folder. Unknown keys are refused, with a hint."""
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -205,7 +206,7 @@ SourceConfig = Annotated[SyntheticSource | TableSource | AmazonSource, Field(dis
 
 class Study(Strict):
     study: Name
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = [0, 1, 2]
     split_seed: int = 0
     datasets: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
     text: TextConfig = TextConfig()
@@ -223,9 +224,12 @@ class Study(Strict):
     def _consistent(self) -> "Study":
         if "pretrained" in (self.text.model, self.vision.model) and self.pretrain is None:
             raise ValueError("a model named 'pretrained' needs a `pretrain:` section, or name a model or folder")
-        for key, values in {"seeds": self.seeds, "methods": self.methods}.items():
+        lists = {"seeds": self.seeds, "methods": self.methods, "finetune.fractions": self.finetune.fractions}
+        for key, values in lists.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"`{key}` holds a value twice: {values}")
+        if "all" in self.datasets:
+            raise ValueError("datasets: 'all' stands for all of them together; choose another name")
         for name in self.variants:
             if own := sorted(set(self.of(name).finetune.fractions) - set(self.finetune.fractions)):
                 raise ValueError(f"variants.{name}.finetune.fractions: {own} are none of the study's, to compare with")
@@ -254,16 +258,36 @@ def nearest(name: str, known: list[str]) -> str:
     return f"known: {', '.join(sorted(known)[:30])}{' ...' if len(known) > 30 else ''}"
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses, with the line, a key that would silently replace one above it, and values that are none."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        keys = [] if hasattr(node, "seen") else [key.value for key, _ in node.value]
+        node.seen = True  # what is merged into it may stand in it as well
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
+        super().flatten_mapping(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError) as error:
+            raise yaml.constructor.ConstructorError(None, None, f"no such value ({error})", node.start_mark) from None
+
+
 def load_config(path: str | Path) -> Study:
     """Read and check one study file. Raises: ConfigError: no such file, no YAML, an unknown key, a bad value."""
     path = Path(path)
     try:
-        return Study.model_validate(_absolute(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent))
+        return Study.model_validate(_absolute(yaml.load(path.read_text(encoding="utf-8"), _Loader), path.parent))
     except FileNotFoundError:
         near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise ConfigError(f"{path}: no such configuration file; {near}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error)}") from None
 
@@ -277,7 +301,12 @@ def _absolute(value: Any, folder: Path, section: str = "", key: str = "") -> Any
     is_path = key in ("table", "image_folder", "folder", "checkpoint") or (key == "meta" and "://" not in value)
     if (section, key) == ("text", "model"):  # otherwise a name of the hub
         is_path = value.startswith((".", "/", "~")) or (folder / value).is_dir()
-    return str((folder / Path(value).expanduser()).resolve()) if is_path else value
+    if not is_path:
+        return value
+    found = os.path.expanduser(value)
+    if found.startswith("~") or (key in ("table", "meta") and "{" in str(folder.resolve() / found)):
+        raise ConfigError(f"{section}.{key}: {value!r}: nobody's home, or a brace, which Snakemake would fill in")
+    return str((folder / found).resolve())
 
 
 def _explain(error: ValidationError, *section: str) -> str:

@@ -50,29 +50,6 @@ class TitleClassifier:
         return answer if self.words is None else geometric_mean(answer, self.words(titles)).astype(np.float32)
 
 
-class OnnxClassifier:
-    """An export, by onnxruntime on a CPU. Call: N titles -> probabilities, float32 (N, C), as one batch."""
-
-    def __init__(self, folder: Path, threads: int = 1) -> None:
-        import onnxruntime
-        from tokenizers import Tokenizer
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        self.session = onnxruntime.InferenceSession(folder / "model.onnx", options, ["CPUExecutionProvider"])
-        self.labels, max_tokens = settings_of(folder)
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(max_tokens)
-        self.tokenizer.enable_padding()  # with any token: the model is told what is padding
-
-    def __call__(self, titles: Sequence[str]) -> np.ndarray:
-        rows = self.tokenizer.encode_batch(titles)
-        tokens = np.array([[row.ids for row in rows], [row.attention_mask for row in rows]])  # (2, N, T)
-        (logits,) = self.session.run(["logits"], dict(zip(TOKENS, tokens, strict=True)))
-        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return raised / raised.sum(axis=1, keepdims=True)
-
-
 def export_onnx(folder: Path, out: Path) -> Path:
     """Write a classifier as ``out/model.onnx``, float32, with its labels and tokenizer beside it. Inputs: `TOKENS`,
     int64 (N, T), any N and T; output: logits (N, C)."""

@@ -231,12 +231,6 @@ def nearest_rows(queries: Tensor, known: Tensor, k: int, skip_self: bool = False
     return torch.cat([near.values for near in nearest]), torch.cat([near.indices for near in nearest])
 
 
-MODULES = [
-    {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-    for i, (path, kind) in enumerate({"": "Transformer", "1_Pooling": "Pooling"}.items())
-]
-
-
 def save_pretrained(model, tokenizer, folder: Path, pooling: str | None = None) -> None:
     """Write a plain Hugging Face folder, whole or not at all. pooling: of an encoder, for SentenceTransformer."""
     with folder_written_whole(folder) as part:
@@ -246,5 +240,10 @@ def save_pretrained(model, tokenizer, folder: Path, pooling: str | None = None) 
             (part / "1_Pooling").mkdir()
             modes = {"word_embedding_dimension": model.config.hidden_size}
             modes |= {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
-            for name, content in {"modules": MODULES, "1_Pooling/config": modes}.items():
+            kinds = enumerate({"": "Transformer", "1_Pooling": "Pooling"}.items())
+            named = [
+                {"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{k}"}
+                for i, (p, k) in kinds
+            ]
+            for name, content in {"modules": named, "1_Pooling/config": modes}.items():
                 (part / f"{name}.json").write_text(json.dumps(content, indent=1))

@@ -13,6 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from icssl_lib.files import written_whole
 
 WORDS, WEIGHTS = "lexical.json", "lexical.safetensors"
+# What stands between blanks; of scripts without blanks (Thai to Khmer, kana, Han) each character
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f"
+WORD = rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+"
 
 
 class Lexical:
@@ -20,14 +23,14 @@ class Lexical:
     logits, ``weight`` is (C, V) and ``bias`` (C,), minus infinity where training did not show a label."""
 
     def __init__(self, words: list[str], idf: np.ndarray, weight: np.ndarray, bias: np.ndarray, labels: list[str]):
-        self.vectorizer = TfidfVectorizer(token_pattern=r"\S+", vocabulary=words)
+        self.vectorizer = TfidfVectorizer(token_pattern=WORD, vocabulary=words)
         self.vectorizer.idf_ = idf
         self.words, self.weight, self.bias, self.labels = words, weight, bias, labels
 
     @classmethod
     def fit(cls, titles: Sequence[str], label: Sequence[str], labels: list[str]) -> "Lexical":
         """Learn from titles, each with one of ``labels``; titles of one label alone make that the answer to all."""
-        vectorizer = TfidfVectorizer(token_pattern=r"\S+")
+        vectorizer = TfidfVectorizer(token_pattern=WORD)
         rows = vectorizer.fit_transform(titles)
         seen = sorted(set(label))
         weight, bias = np.zeros((len(labels), rows.shape[1])), np.full(len(labels), -np.inf)

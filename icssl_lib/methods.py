@@ -44,11 +44,6 @@ def mlm(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Tensor":
     return nats.sum() / words.sum().clamp(min=1)
 
 
-def convirt_mlm(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Tensor":
-    """Pictures, without forgetting words: L(ConVIRT) + L(MLM)."""
-    return convirt(towers, batch, config) + mlm(towers, batch, config)
-
-
 def convirt_sigmoid(towers: "Towers", batch: "Batch", config: "AdaptConfig") -> "Tensor":
     """Titles against their pictures, each pair judged alone; scale and bias are learnt too (Zhai et al., 2023)."""
     from icssl_lib import losses
@@ -112,7 +107,6 @@ METHODS: dict[str, Method] = {
     "taught": Method("Frozen ConVIRT + TF-IDF, names, self-taught", **_TAUGHT),
     "taught_picture": Method("Self-taught, + picture", **_TAUGHT | {"features": (*_WORDS, "title", "picture")}),
     "mlm": Method("Masked LM", mlm, words=True),
-    "convirt_mlm": Method("ConVIRT + masked LM", convirt_mlm, pictures="own", words=True),
     "image": Method("Picture alone", classifier="frozen", features=("picture",)),
     "dual_late": Method("Title + picture (late)", classifier="late"),
     "dual_convirt": Method("Title + picture (late, ConVIRT)", classifier="late", encoder="convirt"),

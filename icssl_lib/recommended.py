@@ -1,6 +1,6 @@
 """What we would use ourselves: labels' names as titles, self-training on unlabelled titles, and TF-IDF beside it."""
 
-import re
+from unicodedata import category
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,8 @@ from icssl_lib.lexical import Lexical, geometric_mean
 def named(labels: list[str]) -> pd.DataFrame:
     """Each label's name, its separators made blanks, as a title of that label: title, label, image_row (-1). A shop
     knows what its categories are called before it has labelled anything; a classifier of few labels does not."""
-    titles = [" ".join(re.split(r"[\W_]+", label)).strip() or label for label in labels]
+    letters = ("".join(c if category(c)[0] in "LMN" else " " for c in label) for label in labels)  # M: vowel signs
+    titles = [" ".join(name.split()) or label for name, label in zip(letters, labels, strict=True)]
     return pd.DataFrame({"title": titles, "label": labels, "image_row": -1})
 
 

@@ -12,12 +12,13 @@ from transformers import AutoModelForMaskedLM
 from transformers.modeling_outputs import BaseModelOutput
 
 from icssl_lib.encoders import ModelError, explained
+from icssl_lib.lexical import WORD
 
 
 def confusable(train: pd.DataFrame, labels: list[str]) -> np.ndarray:
     """What a class is taken for by a cheap reader of titles: (C, C), for the class of each row a distribution over the
     others. It is TF-IDF's confusions in 5-fold cross-validation on all of Train, and one more in each row, spread."""
-    reader = make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), LogisticRegression(C=10, max_iter=2000))
+    reader = make_pipeline(TfidfVectorizer(token_pattern=WORD), LogisticRegression(C=10, max_iter=2000))
     guess = cross_val_predict(reader, train["title"], train["label"], cv=KFold(5, shuffle=True, random_state=0))
     at = [pd.Index(labels).get_indexer(names) for names in (train["label"], guess)]
     counts = np.full((len(labels), len(labels)), 1 / (len(labels) - 1))

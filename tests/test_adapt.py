@@ -103,16 +103,6 @@ def test_train_is_a_plain_loop_over_its_batches(study, toy):
     assert torch.equal(runs[0][1], runs[1][1])
 
 
-def test_a_joint_loss_is_the_sum_of_its_parts(study, toy):
-    towers, batches, _ = parts_of("convirt_mlm", study, toy)
-    ((_, batch),) = batches([(0, torch.arange(24))])
-    losses = []
-    for names in (["convirt", "mlm"], ["convirt_mlm"]):
-        torch.manual_seed(2)
-        losses.append([METHODS[name].loss(towers.train(), batch, study.adapt).item() for name in names])
-    assert losses[1][0] == pytest.approx(sum(losses[0]))
-
-
 def test_pairs_hold_no_labels_and_only_the_ssl_part(toy):
     ssl = toy.part("ssl")
     for pictures in ("none", "own", "shuffled"):
@@ -212,7 +202,7 @@ def test_features_of_a_frozen_tower_are_those_of_its_pixels(toy, tiny_text, tiny
 
 
 @pytest.mark.parametrize(("method", "frozen", "processes"), [
-    ("simcse", False, 1), ("convirt", False, 1), ("convirt", True, 1), ("convirt_mlm", False, 1), ("convirt", False, 2),
+    ("simcse", False, 1), ("convirt", False, 1), ("convirt", True, 1), ("mlm", False, 1), ("convirt", False, 2),
     ("convirt_sigmoid", False, 1), ("convirt_sigmoid", False, 2),
 ])  # fmt: skip
 def test_the_towers_come_back_as_they_were_left(method, frozen, processes, toy, study, tmp_path):

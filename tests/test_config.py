@@ -42,6 +42,11 @@ def write(folder: Path, **changes) -> Path:
         ({"adapt": {"batch_size": 1}}, r"batch_size: .*greater than or equal to 2"),
         ({"finetune": {"fractions": [0]}}, r"fractions\.0: .*greater than 0"),
         ({"seeds": [1, 1]}, r"`seeds` holds a value twice"),
+        ({"seeds": [2**32]}, r"seeds\.0: .*less than 4294967296"),
+        ({"finetune": {"fractions": [0.5, 0.5]}}, r"`finetune\.fractions` holds a value twice"),
+        ({"datasets": {"all": {"source": "table", "table": "x"}}}, r"'all' stands for all of them"),
+        ({"datasets": {"a": {"source": "table", "table": "~nobody_here/x.csv"}}}, r"a\.table: .*nobody's home"),
+        ({"datasets": {"a": {"source": "table", "table": "a{b}/x.csv"}}}, r"a\.table: .*a brace"),
         ({"text": {}}, r"needs a `pretrain:` section"),
     ],
 )
@@ -60,6 +65,30 @@ def test_a_file_that_is_no_study_is_refused(tmp_path):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r"bad\.yaml"):
             load_config(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("study: a\nstudy: b\n", r"'study' stands twice.*line 1"),
+        ("adapt:\n  lr: 1\n  lr: 2\n", r"'lr' stands twice.*line 2"),
+        ("study: 2024-02-30\n", r"no such value \(day is out of range.*line 1"),
+        ("study: !!bool x\n", r"no such value.*line 1"),
+        ("study: !!int x\n", r"no such value.*line 1"),
+        ("study: " + "[" * 5000, r"not YAML: .*recursion"),
+    ],
+)
+def test_yaml_that_makes_no_sense_is_refused_with_its_line(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"(?s)bad\.yaml: .*" + message):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_a_key_may_stand_again_where_a_mapping_is_merged(tmp_path):
+    text = "a: &a {x: 1, y: 2}\nb: {inner: &b {<<: *a, x: 3}}\nc: {<<: *b, y: 4}\n"
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="unknown key 'a'"):  # read, and no study
+        load_config(tmp_path / "study.yaml")
 
 
 def test_relative_paths_start_at_the_file(tmp_path):

@@ -14,12 +14,12 @@ import torch
 import toys
 import yaml
 from PIL import Image
-from serving import DESIGNS, Models, Requests
+from serving import DESIGNS, Models, OnnxClassifier, Requests
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from icssl_lib import catalogue, deploy
 from icssl_lib.config import PretrainConfig, VisionConfig
-from icssl_lib.deploy import OnnxClassifier, TitleClassifier
+from icssl_lib.deploy import TitleClassifier
 from icssl_lib.lexical import Lexical
 from icssl_lib.sources.synthetic.pretrain import text_shape
 

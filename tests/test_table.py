@@ -125,8 +125,8 @@ def test_labels_from_a_second_table(tmp_path):
     raw = load("shop", source(write(tmp_path / "p.csv", ROWS.drop(columns="class")), labels=second))
     assert raw.table["label"].tolist() == ["lamp", "chair", ""]
     assert raw.report.frame().to_numpy().tolist() == [
-        ["further label of an id", "dropped", 1, "008 stool"],
-        ["id without a row in the table of labels", "kept", 1, "009"],
+        ["further label of an id, in l.csv", "left out", 1, ""],
+        ["id without a label, in l.csv", "left out", 1, "009"],
     ]
     with pytest.raises(CatalogueError, match=r"l\.csv: no column 'kye'; did you mean 'key'"):
         load("shop", source(tmp_path / "p.csv", labels=second | {"id": "kye"}))

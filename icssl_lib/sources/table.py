@@ -75,22 +75,17 @@ def load(name: str, source: TableSource) -> RawCatalogue:
     return RawCatalogue(table.astype(object), None if source.image is None else read_image, report)
 
 
-def _labels(where: str, source: TableSource, ids: pd.Series, report: Report) -> pd.Series:
+def _labels(where: str, source: TableSource, ids: pd.Series, report: Report) -> list[str]:
     """Of each id its label by the second table, the first of several; '' where it has none."""
     other = source.labels
     values = _table(f"{where}: {other.table}", other.table, [other.id, other.label], report)
-    found = pd.DataFrame(
-        {name: [text_of(other.table, name, cell) for cell in values[name]] for name in values}, dtype=object
-    )
-    again = found[found.duplicated(other.id)]
-    if len(again):
-        report.add("further label of an id", "dropped", len(again), " ".join(again.iloc[0]))
-    label = ids.map(found.drop_duplicates(other.id).set_index(other.id)[other.label])
-    if label.isna().any():
-        report.add(
-            "id without a row in the table of labels", "kept", int(label.isna().sum()), ids[label.isna()].iloc[0]
-        )
-    return label.fillna("")
+    rows = [[text_of(other.table, name, cell) for cell in values[name]] for name in (other.id, other.label)]
+    found = dict(zip(reversed(rows[0]), reversed(rows[1]), strict=True))
+    lost = [key for key in ids if key not in found]
+    for what, n in {"further label of an id": len(rows[0]) - len(found), "id without a label": len(lost)}.items():
+        if n:
+            report.add(f"{what}, in {other.table.name}", "left out", n, lost[0] if what.startswith("id") else "")
+    return [found.get(key, "") for key in ids]
 
 
 def _table(where: object, path: Path, wanted: list[str], report: Report) -> dict[str, list[Any]]:
