@@ -19,7 +19,16 @@ from icssl_lib.adapt import adapt, plain_step, save
 from icssl_lib.baselines import C, frozen, picture, self_taught
 from icssl_lib.classify import Classified
 from icssl_lib.config import Run
-from icssl_lib.encoders import VisionTower, embed_titles, load_text, load_vision, nearest_rows, take, tokenize
+from icssl_lib.encoders import (
+    VisionTower,
+    embed_titles,
+    load_text,
+    load_vision,
+    nearest_rows,
+    save_pretrained,
+    take,
+    tokenize,
+)
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.finetune import Start, Task, build, fit, train
 from icssl_lib.methods import METHODS
@@ -108,6 +117,24 @@ def test_train_is_a_plain_loop_over_its_batches(study, toy):
             train(model, batches, loss_fn, optimizer, schedule, step)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*weights)
+
+
+def test_a_classifier_begins_with_a_bare_encoder_and_a_new_head_whatever_the_folder_was(study, toy, tmp_path):
+    """Of as many classes in another order, of more, or a multi-label one."""
+
+    def weights(folder: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        return build(folder, toy.labels, study)[0].state_dict()
+
+    expected, names = weights(study.text.model), {i: f"old {i}" for i in range(len(toy.labels) + 3)}
+    for n, problem in ((len(toy.labels), None), (len(names), None), (2, "multi_label_classification")):
+        old = build(study.text.model, list(names.values())[:n], study)[0]
+        old.config.problem_type = problem
+        save_pretrained(old, toys.tokenizer(study.text.model), tmp_path / f"old{n}")
+        found = weights(str(tmp_path / f"old{n}"))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], w) for name, w in expected.items()), n
+        assert build(str(tmp_path / f"old{n}"), ["a"], study)[0].config.problem_type == "single_label_classification"
 
 
 @pytest.mark.parametrize("method", ["origin", "dual_late", "recommended"])

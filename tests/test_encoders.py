@@ -1,5 +1,6 @@
 """Towers on models made on the fly: shapes, pooling, freezing, and what cannot be loaded."""
 
+import json
 import pickle
 
 import pytest
@@ -7,7 +8,9 @@ import timm
 import torch
 import toys
 from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
 from torch import nn
+from transformers import RobertaConfig, RobertaModel, T5Config, T5Model
 
 from icssl_lib import encoders
 from icssl_lib.config import TextConfig, VisionConfig
@@ -167,3 +170,89 @@ def test_a_checkpoint_that_is_pickled_missing_damaged_or_does_not_fit(tmp_path):
     save_file({"something": torch.zeros(2)}, path)
     with pytest.raises(ModelError, match="cannot load weights of 'test_vit'"):
         load_vision(config)
+
+
+def saved(folder, tiny_text, **tokenizer_options):
+    """A copy of the tiny encoder whose tokenizer differs."""
+    backbone, tokenizer = load_text(str(tiny_text))
+    for name, value in tokenizer_options.items():
+        setattr(tokenizer, name, value)
+    encoders.save_pretrained(backbone, tokenizer, folder)
+    return str(folder)
+
+
+def test_an_encoder_that_would_not_read_titles_is_refused(tiny_text, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((tiny_text / name).read_bytes())
+    cases = {
+        str(bare): "holds no tokenizer",
+        saved(tmp_path / "unpadded", tiny_text, pad_token=None): "has a tokenizer without a padding token",
+        str(toys.save_text(tmp_path / "few", vocab_size=20)): "has 20 embeddings, and its tokenizer more ids",
+        str(toys.save_text(tmp_path / "short", max_position_embeddings=32)): "reads at most 32 tokens; lower",
+    }
+    T5Model(T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
+        tmp_path / "both"
+    )
+    load_text(str(tiny_text))[1].save_pretrained(tmp_path / "both")
+    for folder, message in (cases | {str(tmp_path / "both"): "is an encoder-decoder"}).items():
+        with pytest.raises(ModelError, match=message):
+            load_text(folder, max_tokens=33)
+    for name in ("no/such/folder", "./bert", f"{tmp_path.name}/x/"):
+        with pytest.raises(ModelError, match=r"holds no config\.json"):
+            load_text(name)
+
+
+def test_positions_of_roberta_begin_behind_the_padding_id(tiny_text, tmp_path):
+    tokenizer, shape = load_text(str(tiny_text))[1], {"num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=300, hidden_size=32, max_position_embeddings=34, pad_token_id=1, **shape)
+    encoders.save_pretrained(RobertaModel(config), tokenizer, tmp_path / "roberta")
+    load_text(str(tmp_path / "roberta"), 32)
+    with pytest.raises(ModelError, match="reads at most 32 tokens"):
+        load_text(str(tmp_path / "roberta"), 33)
+
+
+def test_padding_is_on_the_right_whatever_the_folder_says(tiny_text, tmp_path):
+    backbone, tokenizer = load_text(saved(tmp_path / "left", tiny_text, padding_side="left"))
+    together = embed_titles(backbone, tokenizer, TITLES, TextConfig())
+    alone = torch.cat([embed_titles(backbone, tokenizer, [title], TextConfig()) for title in TITLES])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_titles_of_another_language_are_refused(text):
+    with pytest.raises(ModelError, match=r"no token for \d+% of the titles' words, as in 'Кружка"):
+        tokenize(text[1], ["Кружка 赤い", *["Лампа настольная"] * 20], 32)
+    tokenize(text[1], ["Кружка 赤い"], 32)  # one title may be of anything
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_pooling_is_written_and_read(pooling, tiny_text, tmp_path):
+    encoders.save_pretrained(*load_text(str(tiny_text)), tmp_path / "encoder", pooling)
+    found = embed_titles(*load_text(str(tmp_path / "encoder")), TITLES, TextConfig())
+    expected = SentenceTransformer(str(tmp_path / "encoder"), device="cpu").encode(TITLES)
+    torch.testing.assert_close(found, torch.as_tensor(expected), rtol=1e-4, atol=1e-5)
+    other = embed_titles(*load_text(str(tmp_path / "encoder")), TITLES, TextConfig(pooling="mean"))
+    assert torch.equal(found, other) == (pooling == "mean")
+
+
+def test_another_pooling_is_refused(tmp_path):
+    (tmp_path / "1_Pooling").mkdir()
+    modes = {"word_embedding_dimension": 32, "pooling_mode_max_tokens": True}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    with pytest.raises(ModelError, match=r"pools by max; set text\.pooling"):
+        encoders.pooling_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("model", ["mobilenetv3_small_050", "resnet10t", "test_convnext"])
+def test_features_are_as_wide_as_what_comes_out(model):
+    tower = VisionTower(load_vision(VisionConfig(model=model, random=True, image_size=64)), 16, 2).eval()
+    pixels = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    assert tower.embed(pixels).shape == (2, tower.width)
+    assert tower(pixels).shape == (2, 16)
+
+
+def test_a_checkpoint_of_another_family_says_which_keys(tmp_path):
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"(?s)cannot load weights of 'test_vit'.*Missing key.*patch_embed.*layer4"):
+        load_vision(VisionConfig(model="test_vit", checkpoint=tmp_path / "model.safetensors", image_size=160))

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 import torch
 import toys
 from PIL import Image
+from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 
 from icssl_lib import explore
@@ -254,6 +256,47 @@ def test_a_table_and_encoders_that_are_not_ours(tiny_text, tmp_path):
     assert set(space.moved("before", "after")["kept"]) <= {1 / 3, 2 / 3, 1.0}
 
 
+def test_pictures_and_encoders_of_every_kind(tiny_text, tmp_path, monkeypatch):
+    (tmp_path / "red.png").write_bytes(png("red"))
+    red, pixels = Image.new("RGB", (20, 20), "red"), np.full((20, 20, 3), (255, 0, 0), np.uint8)
+    lists = [["red.png", "gone.png"], np.array(["red.png"], object), [], ["gone.png"]]
+    kinds = [
+        red,
+        pixels,
+        {"bytes": png("red"), "path": None},
+        tmp_path / "red.png",
+        "~/red.png",
+        *lists,
+        "~nobody/x.png",
+    ]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    table = pd.DataFrame({"title": [f"mug {i}" for i in range(len(kinds))], "image": pd.Series(kinds, dtype=object)})
+    of_transformers, of_st = Path(tiny_text), SentenceTransformer(str(tiny_text), device="cpu")
+    encoders = {"folder": of_transformers, "object": of_st, "home": f"~/{tiny_text.name}"}
+    (tmp_path / tiny_text.name).symlink_to(tiny_text)
+    space = explore.explore(table, encoders, images="~")
+    seen = [None if picture is None else tuple(picture[32, 32]) for picture in map(space.picture, range(len(kinds)))]
+    assert seen == [(255, 0, 0)] * 7 + [None] * 3
+    for view in space.views.values():
+        torch.testing.assert_close(view.titles, space.views["folder"].titles, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("columns", "message"), [
+    ({"title": [["a", "b"]]}, "column 'title' holds a list, expected a text"),
+    ({"title": ["a"], "label": [np.array([1, 2])]}, "column 'label' holds a ndarray, expected a text"),
+    ({"title": ["a"], "label": [{"a": 1}]}, "column 'label' holds an object, expected a text"),
+    ({"titel": ["a"]}, r"expected distinct columns, one of them title; found \['titel'\]"),
+    ({("title", "en"): ["a"]}, "expected distinct columns"),
+    ({"title": ["", None]}, "none of 2 products has a title"),
+])  # fmt: skip
+def test_a_table_that_cannot_be_explored_has_an_error_of_one_kind(columns, message):
+    with pytest.raises(ExploreError, match=message):
+        explore.explore(pd.DataFrame(columns), {})
+    twice = pd.DataFrame([["a", "b"]], columns=["title", "title"])
+    with pytest.raises(ExploreError, match="expected distinct columns"):
+        explore.explore(twice, {})
+
+
 def test_questions_that_cannot_be_answered():
     space = exploration("abc", before=unit([0, 1, 2]), after=unit([0, 1, 2]))
     for question, message in (
@@ -265,7 +308,7 @@ def test_questions_that_cannot_be_answered():
     ):
         with pytest.raises(ExploreError, match=message):
             question()
-    with pytest.raises(KeyError, match="title"):
+    with pytest.raises(ExploreError, match="title"):
         explore.explore(pd.DataFrame({"titel": ["a"]}), {})
     assert space.confusions("before", "after").empty  # no classifier was asked
 
