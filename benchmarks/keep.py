@@ -17,21 +17,21 @@ from PIL import Image
 from icssl_lib.files import folder_written_whole
 
 PAPER = ("accuracy", "figure5", "label_efficiency", "class_sizes")  # the paper's figures, which stay as SVG too
+SHOWN = ("quick", "hm")  # the studies whose figures of the paper are shown
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 
 
 def keep(run: Path, figures: Path = FIGURES) -> Path:
     """Copy tables and PNGs, in 256 colours at most; returns the folder. Raises: OSError: the run is not finished."""
+    left = ["*_maps.*", "*_neighbours.*", *["*_class_sizes.*"] * (run.name not in SHOWN)]
     with folder_written_whole(figures / run.name) as folder:
-        shutil.copytree(
-            run / "figures", folder, ignore=shutil.ignore_patterns("*_maps.*", "*_neighbours.*"), dirs_exist_ok=True
-        )
+        shutil.copytree(run / "figures", folder, ignore=shutil.ignore_patterns(*left), dirs_exist_ok=True)
         shutil.copy(run / "results.csv", folder)
         hardware(run).to_csv(folder / "hardware.csv", index=False)
         if (run / "wall.json").is_file():  # a study of which only a part was collected has none
             shutil.copy(run / "wall.json", folder)
         for path in folder.glob("*.svg"):
-            if run.name not in ("quick", "hm") or not path.stem.endswith(PAPER):
+            if run.name not in SHOWN or not path.stem.endswith(PAPER):
                 path.unlink()
         for path in folder.glob("*.png"):
             with Image.open(path) as image:

@@ -59,17 +59,6 @@ def walls(*studies: str) -> None:
         print(f"| {study} | {of['seconds'] / 60:.1f} | {cores} | {memory:.1f} |")
 
 
-def recall(study: str, k: int = 10) -> None:
-    """How many titles find their picture among k, and pictures their title: range over seeds, of Dev."""
-    paths = sorted((FIGURES / study).glob("*_recall.csv"))
-    rows = pd.concat([pd.read_csv(path) for path in paths], ignore_index=True).query("k == @k")
-    print("| | | title to picture | picture to title | chance |\n|---|---|---|---|---|")
-    for (dataset, method), group in rows.groupby(["dataset", "method"]):
-        found = group.groupby("direction")["recall"].agg(["min", "max"])
-        ways = [f"{low:.2f} to {high:.2f}" for low, high in found.loc[["title to picture", "picture to title"]].values]
-        print(f"| {dataset} | {metrics.method_name(method)} | {' | '.join(ways)} | {group['chance'].iloc[0]:.3f} |")
-
-
 def over_all_cells(rows: pd.DataFrame) -> bool:
     """Whether p_holm is over all ``rows``, those of one dataset and metric. In files of earlier runs it is over the
     fractions of each pair."""

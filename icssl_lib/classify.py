@@ -1,18 +1,19 @@
-"""One classifier of a method on one fraction of Train, and its reading of Test."""
+"""One classifier of a method on one fraction of Train, and its reading of Test; first, whether there can be one."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import PartialState
 
 from icssl_lib.baselines import frozen, labelled, late, oracle, self_taught
-from icssl_lib.catalogue import Catalogue, head_tail, train_subset
+from icssl_lib.catalogue import Catalogue, CatalogueError, head_tail, train_subset
 from icssl_lib.config import Run, Study
-from icssl_lib.encoders import save_pretrained
+from icssl_lib.encoders import VisionTower, explained, load_text, load_vision, pooling_of, save_pretrained, tokenize
 from icssl_lib.fast.processes import in_processes
-from icssl_lib.finetune import Start, Task, accuracy, fit
+from icssl_lib.finetune import Start, Task, accuracy, build, fit
 from icssl_lib.lexical import Lexical
 from icssl_lib.methods import Method, entry_of
 from icssl_lib.metrics import scores as scores_of
@@ -23,6 +24,35 @@ CLASSIFIERS = {  # each takes a task, labelled products and, if any, a method's 
     "finetune": fit, "distilled": distilled, "late": late, "frozen": frozen,
     "self_taught": self_taught, "labelled": labelled, "oracle": oracle,
 }  # fmt: skip
+
+
+def check_models(study: Study) -> None:
+    """Load what the methods start from, as they will. Raises: ModelError."""
+    used = {method: entry_of(study, method) for method in study.methods}
+    for text in {study.of(method).text for method in used} if any(e.reads_encoder for e in used.values()) else ():
+        if text.model != "pretrained":
+            build(text.model, ["a", "b"], study.model_copy(update={"text": text}))
+            pooling_of(text.model)
+    for vision in {study.of(m).vision for m, entry in used.items() if entry.pictures != "none" or entry.uses_images}:
+        if vision.model != "pretrained":
+            with explained(f"vision.model: '{vision.model}' does not read {vision.image_size} px"), torch.no_grad():
+                tower = VisionTower(load_vision(vision), 1, 1, size=vision.image_size).eval()
+                tower.projection(tower.embed(torch.zeros(1, vision.image_size, vision.image_size, 3)))
+
+
+def check_catalogue(study: Study, catalogue: Catalogue) -> None:
+    """Whether the methods find words that they know, and pictures of at least 2% of the products.
+    Raises: ModelError, CatalogueError."""
+    needing = [m for m in study.methods if entry_of(study, m).pictures != "none" or entry_of(study, m).uses_images]
+    share = (catalogue.products.image_row >= 0).mean()
+    if needing and share < 0.02:
+        report = catalogue.report[catalogue.report.reason.str.startswith("picture")].example
+        why = "; ".join([f"{share:.1%} of the products have a picture", *report])
+        mend = f"mend image and image_folder, or leave out {', '.join(needing)}"
+        raise CatalogueError(f"dataset {catalogue.name}: {why}; {mend}")
+    for text in {study.of(method).text for method in study.methods}:
+        if text.model != "pretrained":
+            tokenize(load_text(text.model)[1], list(catalogue.products.title[:1000]), text.max_tokens)
 
 
 @dataclass

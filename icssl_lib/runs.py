@@ -99,7 +99,7 @@ def run_study(config: Path, study: Study, out: Path, cores: int | None, profile:
     if profile is not None and not any(profile.glob("config*.yaml")):
         raise ConfigError(f"--profile: {profile} is no folder with a Snakemake profile, such as profiles/slurm")
     if "pretrained" not in (study.text.model, study.vision.model):
-        from icssl_lib.stages import check_models  # with torch, for which the embedded catalogue need not wait
+        from icssl_lib.classify import check_models  # with torch, for which the embedded catalogue need not wait
 
         check_models(study)
     wall = dag.run(config, study, out, cores, profile)

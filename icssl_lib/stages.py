@@ -13,16 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 import transformers
 from tqdm.auto import tqdm
 
-from icssl_lib import finetune
 from icssl_lib.adapt import adapt, save
-from icssl_lib.catalogue import Catalogue, CatalogueError
+from icssl_lib.catalogue import Catalogue
 from icssl_lib.classify import classify
 from icssl_lib.config import Run, Study
-from icssl_lib.encoders import VisionTower, explained, load_text, load_vision, pooling_of, tokenize
 from icssl_lib.fast.processes import precision_here
 from icssl_lib.files import folder_written_whole
 from icssl_lib.finetune import Start
@@ -31,35 +28,6 @@ from icssl_lib.runs import digest, path_of, resolved, save_record
 
 transformers.logging.disable_progress_bar()  # one for each of dozens of models that are loaded
 transformers.logging.set_verbosity_error()  # that a classifier's last layer is new is no news
-
-
-def check_models(study: Study) -> None:
-    """Load what the methods start from, as they will. Raises: ModelError."""
-    used = {method: entry_of(study, method) for method in study.methods}
-    for text in {study.of(method).text for method in used} if any(e.reads_encoder for e in used.values()) else ():
-        if text.model != "pretrained":
-            finetune.build(text.model, ["a", "b"], study.model_copy(update={"text": text}))
-            pooling_of(text.model)
-    for vision in {study.of(m).vision for m, entry in used.items() if entry.pictures != "none" or entry.uses_images}:
-        if vision.model != "pretrained":
-            with explained(f"vision.model: '{vision.model}' does not read {vision.image_size} px"), torch.no_grad():
-                tower = VisionTower(load_vision(vision), 1, 1, size=vision.image_size).eval()
-                tower.projection(tower.embed(torch.zeros(1, vision.image_size, vision.image_size, 3)))
-
-
-def check_catalogue(study: Study, catalogue: Catalogue) -> None:
-    """Whether the methods find words that they know, and pictures of at least 2% of the products.
-    Raises: ModelError, CatalogueError."""
-    needing = [m for m in study.methods if entry_of(study, m).pictures != "none" or entry_of(study, m).uses_images]
-    share = (catalogue.products.image_row >= 0).mean()
-    if needing and share < 0.02:
-        report = catalogue.report[catalogue.report.reason.str.startswith("picture")].example
-        why = "; ".join([f"{share:.1%} of the products have a picture", *report])
-        mend = f"mend image and image_folder, or leave out {', '.join(needing)}"
-        raise CatalogueError(f"dataset {catalogue.name}: {why}; {mend}")
-    for text in {study.of(method).text for method in study.methods}:
-        if text.model != "pretrained":
-            tokenize(load_text(text.model)[1], list(catalogue.products.title[:1000]), text.max_tokens)
 
 
 def start_of(run: Run, study: Study, out: Path) -> Start:
