@@ -79,8 +79,8 @@ def _seen(table: pd.DataFrame, counts: pd.Series, picture: Callable, encoders: M
     label, (head, _), views = table["label"], head_tail(counts), {}
     size = np.select([label == "", label.isin(head)], ["", "head"], "tail")
     for name, encoder in encoders.items():
-        embed = getattr(encoder, "encode", encoder)
-        if not callable(embed):
+        embed = encoder if isinstance(encoder, str) else getattr(encoder, "encode", encoder)
+        if isinstance(embed, str | Path):
             embed = partial(embed_titles, *load_text(os.path.expanduser(encoder), text.max_tokens), text=text)
         views[name] = View(embed, torch.as_tensor(embed(list(table["title"])), dtype=torch.float32))
     return Exploration(table[["id", "title", "label", "part", "image_row"]].assign(size=size), picture, views)

@@ -33,7 +33,8 @@ def save_text(folder: Path, **options: Any) -> Path:
     tokenizer = train_tokenizer([*COLOURS, *BRANDS, *(str(n) for n in range(100))] * 3, vocab_size=300)
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(0)
-    model = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape | options))
+    shape |= {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    model = BertModel(BertConfig(**shape | options))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
