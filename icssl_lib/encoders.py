@@ -125,8 +125,8 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
 def load_text(model: str, max_tokens: int = 0):
     """AutoModel (the bare encoder, weights in float32) and AutoTokenizer, padding on the right, by hub name or folder.
     Raises: ModelError: it cannot be loaded, or cannot read titles of ``max_tokens`` tokens."""
-    first, local = Path(model, "x").parts[0], Path(model, "config.json").is_file()
-    if not local and (model.count("/") > 1 or first in (".", "..", "~", "/", "x") or Path(first).is_dir()):
+    a_path = model[:1] in (".", "/", "~") or model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
+    if a_path and not Path(model, "config.json").is_file():
         raise ModelError(f"text.model: {model} holds no config.json; name a folder with a model and its tokenizer")
     with explained(f"text.model: cannot load '{model}'"):
         backbone, tokenizer = (
