@@ -70,7 +70,8 @@ def source_files(wildcards):
     source = STUDY.datasets[wildcards.dataset]
     if source.source == "amazon":
         return f"catalogues/{wildcards.dataset}/fetched.json"
-    return [str(source.table)] if source.source == "table" else []
+    tables = [source.table, *([source.labels.table] if source.labels else [])] if source.source == "table" else []
+    return list(map(str, tables))
 
 
 def metadata_file(wildcards):
