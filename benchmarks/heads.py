@@ -1,7 +1,7 @@
 """Where classifier and adaptation meet: which head, and how it begins. Dev alone is read; rows go to heads.csv.
 
 python benchmarks/heads.py config/hm.yaml --seeds 0 1               (rows that are there are not made)
-python benchmarks/heads.py config/hm.yaml --seeds 2 3 4 --within .03
+python benchmarks/heads.py config/hm.yaml --seeds 0 1 2 3 4 --ways first-drawn-usual mean-probe-usual ...
 
 head: `first` is transformers' own (first token, pooler, linear), `mean` a linear layer on the mean of the tokens, `met`
 transformers' own after an adaptation that went through its pooler (for `origin` the same as `first`, so left out).
@@ -10,8 +10,8 @@ body: `usual`, `few` (a third of the steps) or `slow` (a quarter of the rate for
 
 Rule, written before any number was seen: the best is the highest mean of Dev accuracy over `origin` and ConVIRT, the
 fractions and the seeds; of those within .005 of it the one that comes first in HEADS x BEGINS x BODIES. To save hours,
-what is more than ``--within`` behind the best after two seeds gets no further ones (added when half of the first two
-seeds had been seen); today's way, first-drawn-usual, gets all five.
+ways that were more than .02 behind the best for `origin` after two seeds got neither ConVIRT nor further seeds (added
+when `origin`'s two seeds had been seen), and fractions are 5 and 25%.
 """
 
 import argparse
@@ -124,22 +124,13 @@ def dev_accuracy(study: Study, catalogue: Catalogue, encoder: str, row: dict) ->
     return finetune.accuracy(probability, dev, labels)
 
 
-def ways(rows: pd.DataFrame, within: float = 1) -> pd.Series:
-    """Mean Dev accuracy of each (head, begin, body) over encoders, fractions and seeds, the best first, without those
-    more than ``within`` behind it. Of `origin` the adapted pooler is today's head."""
-    met = rows[(rows["encoder"] == "origin") & (rows["head"] == "first")].assign(head="met")
-    means = (
-        pd.concat([rows, met]).groupby(["head", "begin", "body"])["dev_accuracy"].mean().sort_values(ascending=False)
-    )
-    return means[(means >= means.max() - within) | (means.index == ("first", "drawn", "usual"))]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--fractions", nargs="+", type=float, default=[0.05, 0.25, 1.0])
-    parser.add_argument("--within", type=float, default=1, help="how far behind the best so far a way may be")
+    parser.add_argument("--fractions", nargs="+", type=float, default=[0.05, 0.25])
+    every = ["-".join(way) for way in product(HEADS, BEGINS, BODIES)]
+    parser.add_argument("--ways", nargs="+", default=every, choices=every)
     options = parser.parse_args()
     study = load_config(options.config)
     (name, source), *_ = study.datasets.items()
@@ -147,14 +138,9 @@ def main() -> None:
     if not (folder / name / "catalogue.json").is_file():
         ingest(name, source, study.vision.image_size, study.split_seed, folder / name)
     catalogue = open_catalogue(folder / name)
-    left = (
-        list(product(HEADS, BEGINS, BODIES))
-        if options.within == 1
-        else list(ways(pd.read_csv(ROWS), options.within).index)
-    )
     done = pd.read_csv(ROWS)[KEYS].astype(str).agg("|".join, axis=1).tolist() if ROWS.is_file() else []
     for seed, encoder, *how in product(options.seeds, ("origin", "convirt"), HEADS, BEGINS, BODIES):
-        if tuple(how) not in left:
+        if "-".join(how) not in options.ways:
             continue
         start = None
         for fraction in options.fractions:
