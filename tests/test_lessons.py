@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from matplotlib.animation import FuncAnimation
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
+from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from icssl_lib import losses
@@ -61,11 +62,6 @@ def zeroed_diagonal(query, key, temperature):
     return ((x * (1 - torch.eye(len(x)))).logsumexp(1) - x.diag()).mean()
 
 
-def one_pass(encoder, titles, temperature):
-    t = encoder.train()(titles)
-    return losses.simcse(t, t, temperature)
-
-
 def ordered_pairs(groups, batch_size):
     n, same = len(groups), sum(m * (m - 1) for m in np.bincount(groups))
     return same * batch_size * (batch_size - 1) / (n * (n - 1))
@@ -84,9 +80,122 @@ def recall_of_longest(text, image, k):
     return ((similarity > similarity.diag()[:, None]).sum(1) < k).float().mean()
 
 
-def zero_over_zero(text, picture):
-    with np.errstate(invalid="ignore"):
-        return np.hstack([x / np.linalg.norm(x, axis=1, keepdims=True) for x in (text, picture)])
+def looped(loss_of, mode=nn.Module.train, held=lambda model: model, clear="after", step="each"):
+    """A training loop. loss_of: (model, batch, *options) to the loss; mode: what is done to the model first; held: the
+    part of it that the optimizer holds; clear: when gradients are, in relation to the step."""
+
+    def loop(model, batches, *options_and_lr):
+        *options, lr = options_and_lr
+        optimizer = torch.optim.Adam(held(model).parameters(), lr=lr)
+        mode(model)
+        found = []
+        for batch in batches:
+            loss = loss_of(model, batch, *options)
+            loss.backward()
+            if clear == "between":
+                optimizer.zero_grad()
+            if step == "each":
+                optimizer.step()
+            if clear == "after":
+                optimizer.zero_grad()
+            found.append(loss.item())
+        if step == "last":
+            optimizer.step()
+        return found
+
+    return loop
+
+
+def by_hand(query, key, negatives, tau, unit=True):
+    """The printed loss, written out."""
+    q, k, n = (normalize(x, dim=1) if unit else x for x in (query, key, negatives))
+    e = (q @ n.T / tau).exp() * (1 - torch.eye(len(q)))
+    return -((q * k).sum(1) / tau - e.sum(1).log()).mean()
+
+
+def simcse_of(tower, batch, tau):
+    return losses.simcse(tower(**batch), tower(**batch), tau)
+
+
+def simcse_by_hand(tower, batch, tau, unit=True):
+    first, second = tower(**batch), tower(**batch)
+    return by_hand(first, second, first, tau, unit)
+
+
+def simcse_standard(tower, batch, tau):
+    first, second = (normalize(tower(**batch), dim=1) for _ in range(2))
+    return cross_entropy(first @ second.T / tau, torch.arange(len(first)))
+
+
+def simcse_of_frozen_encoder(tower, batch, tau):
+    with torch.no_grad():
+        first, second = tower.embed(**batch), tower.embed(**batch)
+    return losses.simcse(tower.projection(first), tower.projection(second), tau)
+
+
+def simcse_in_one_call(tower, batch, tau):
+    both = tower(**{name: torch.cat([x, x]) for name, x in batch.items()})
+    return losses.simcse(*both.chunk(2), tau)
+
+
+def simcse_in_adjacent_rows(tower, batch, tau):
+    both = tower(**{name: x.repeat_interleave(2, 0) for name, x in batch.items()})
+    return losses.simcse(both[::2], both[1::2], tau)
+
+
+def simcse_backwards(tower, batch, tau):
+    second = tower(**batch)
+    return losses.simcse(tower(**batch), second, tau)
+
+
+def same_pass(tower, batch, tau):
+    t = tower(**batch)
+    return losses.simcse(t, t, tau)
+
+
+def first_constant(tower, batch, tau):
+    return losses.simcse(tower(**batch), tower(**batch).detach(), tau)
+
+
+def all_constant(tower, batch, tau):
+    with torch.no_grad():
+        return simcse_of(tower, batch, tau)
+
+
+def convirt_of(towers, batch, pictures, tau, alpha, which=lambda rows: rows, frozen="", loss=losses.convirt):
+    tokens, rows = batch
+    text, image = towers.text(**tokens), towers.vision(pictures[which(rows)])
+    return loss(text.detach() if frozen == "text" else text, image.detach() if frozen == "image" else image, tau, alpha)
+
+
+def convirt_by_hand(text, image, tau, alpha):
+    return alpha * by_hand(text, image, image, tau) + (1 - alpha) * by_hand(image, text, text, tau)
+
+
+def picture_before_title(towers, batch, pictures, tau, alpha):
+    image = towers.vision(pictures[batch[1]])
+    return losses.convirt(towers.text(**batch[0]), image, tau, alpha)
+
+
+def title_to_picture(text, image, tau, alpha):
+    return losses.info_nce(text, image, tau)
+
+
+def picture_to_title(text, image, tau, alpha):
+    return losses.info_nce(image, text, tau)
+
+
+def entropy_of(model, batch, read=lambda scores: scores):
+    return cross_entropy(read(model(**batch[0]).logits), batch[1])
+
+
+def entropy_of_frozen_encoder(model, batch):
+    model.base_model.requires_grad_(False)
+    return entropy_of(model, batch)
+
+
+def text_only(towers):
+    return towers.text.train()
 
 
 MISTAKES: dict[str, tuple[str, Callable]] = {
@@ -97,10 +206,10 @@ MISTAKES: dict[str, tuple[str, Callable]] = {
     "2.2": ("a logit of 0 still counts, as exp(0) = 1; what is to be left out must be -inf", zeroed_diagonal),
     "2.3": ("a factor 1 / N is missing", lambda s, tau: ((s / tau).softmax(1) - torch.eye(len(s))) / tau),
     "3.1": ("bring the rows to unit length first", lambda first, second: (first - second).square().sum(dim=1).mean()),
-    "3.2": ("the encoder has to see the titles twice", one_pass),
+    "3.2": ("the tower has to see the titles twice", looped(same_pass)),
     "3.3": ("pushes the titles apart", losses.alignment),
     "4.1": ("you gave it to image to text", lambda text, image, tau, a: losses.convirt(text, image, tau, 1 - a)),
-    "4.2": ("kept its own picture", lambda rows, seed: np.random.default_rng(seed).permutation(rows)),
+    "4.2": ("picture i is not that of title i", looped(partial(convirt_of, which=lambda rows: rows.sort()[0]))),
     "4.3": ("the longest pictures win", recall_of_longest),
     "5.1": ("you count (a, b) and (b, a)", ordered_pairs),
     "5.2": ("this is the loss without a mask", lambda query, key, tau, groups: losses.info_nce(query, key, tau)),
@@ -112,9 +221,48 @@ MISTAKES: dict[str, tuple[str, Callable]] = {
         lambda logits, target, prior, strength: cross_entropy(logits - strength * prior.log(), target),
     ),
     "7.1": ("cores are whole; round up", lambda rate, milliseconds, busy: rate * milliseconds / 1000 / busy),
-    "7.2": ("0 / 0 is no number", zero_over_zero),
+    "7.2": ("softmax came twice", looped(partial(entropy_of, read=lambda scores: scores.softmax(1)))),
     "7.3": ("it is no threshold on the confidence", lambda sure, model, person, p: np.where(sure < p, person, model)),
 }
+
+# Further mistakes of those who write a training loop, and loops that are as right as the solution.
+WRONG_LOOPS = [
+    ("3.2", "without zero_grad() each step adds", looped(simcse_of, clear="never")),
+    ("3.2", "dropout was off", looped(simcse_of, mode=nn.Module.eval)),
+    ("3.2", "not brought to unit length", looped(partial(simcse_by_hand, unit=False))),
+    ("3.2", "the positive stands among the negatives", looped(simcse_standard)),
+    ("3.2", "no gradient reaches the model", looped(all_constant)),
+    ("3.2", "no gradient reaches the encoder", looped(simcse_of_frozen_encoder)),
+    ("3.2", "the encoder, but it stays as it was", looped(simcse_of, held=lambda tower: tower.projection)),
+    ("3.2", "one of the two passes is detached", looped(first_constant)),
+    ("3.2", "step() was never called", looped(simcse_of, step="never")),
+    ("3.2", "step() was called 1 times for 10 batches", looped(simcse_of, step="last")),
+    ("3.2", "the gradients were gone when the step came", looped(simcse_of, clear="between")),
+    ("3.2", "10 batches give 10 losses; yours are 3", lambda tower, batches, *_: [1.0, 2.0, 3.0]),
+    ("3.2", "append loss.item()", lambda tower, batches, tau, lr: [simcse_of(tower, b, tau) for b in batches]),
+    ("4.2", "without zero_grad() each step adds", looped(convirt_of, clear="never")),
+    ("4.2", "the vision tower, but it stays as it was", looped(convirt_of, held=lambda towers: towers.text)),
+    ("4.2", "the text tower, but it stays as it was", looped(convirt_of, held=lambda towers: towers.vision)),
+    ("4.2", "no gradient reaches the vision tower", looped(partial(convirt_of, frozen="image"))),
+    ("4.2", "no gradient reaches the text tower", looped(partial(convirt_of, frozen="text"))),
+    ("4.2", "both towers come in evaluation mode", looped(convirt_of, mode=nn.Module.eval)),
+    ("4.2", "the vision tower stayed in evaluation mode", looped(convirt_of, mode=text_only)),
+    ("4.2", "text to image alone", looped(partial(convirt_of, loss=title_to_picture))),
+    ("4.2", "image to text alone", looped(partial(convirt_of, loss=picture_to_title))),
+    ("4.2", "picture i is not that of title i", looped(partial(convirt_of, which=lambda rows: range(len(rows))))),
+    ("4.2", "step() was never called", looped(convirt_of, step="never")),
+    ("7.2", "without zero_grad() each step adds", looped(entropy_of, clear="never")),
+    ("7.2", "dropout was off", looped(entropy_of, mode=nn.Module.eval)),
+    ("7.2", "the encoder, but it stays as it was", looped(entropy_of, held=lambda model: model.classifier)),
+    ("7.2", "no gradient reaches the encoder", looped(entropy_of_frozen_encoder)),
+    ("7.2", "step() was never called", looped(entropy_of, step="never")),
+]
+RIGHT_LOOPS = [
+    *(("3.2", looped(loss)) for loss in (simcse_of, simcse_by_hand, simcse_in_one_call)),
+    *(("3.2", looped(loss)) for loss in (simcse_in_adjacent_rows, simcse_backwards)),
+    *(("4.2", looped(loss)) for loss in (partial(convirt_of, loss=convirt_by_hand), picture_before_title)),
+    ("7.2", looped(lambda model, batch: model(**batch[0], labels=batch[1]).loss)),
+]
 
 
 @cache
@@ -151,6 +299,19 @@ def test_check_tells_a_stub_a_mistake_and_the_solution_apart(exercise, capsys):
     ):
         assert lesson_tools.check(exercise, answer) is right
         assert re.match(said, capsys.readouterr().out, re.DOTALL)
+
+
+@pytest.mark.parametrize(("exercise", "hint", "loop"), WRONG_LOOPS)
+def test_the_usual_mistakes_of_a_training_loop_are_named(exercise, hint, loop, capsys):
+    assert lesson_tools.check(exercise, loop) is False
+    assert hint in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("exercise", "loop"), RIGHT_LOOPS)
+def test_a_training_loop_may_be_written_otherwise(exercise, loop, capsys):
+    before = torch.random.get_rng_state()
+    assert lesson_tools.check(exercise, loop) is True, capsys.readouterr().out
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def breaks(*_, **__):

@@ -10,11 +10,13 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 import torch
 from lesson_tools import Hint, call, compare
+from loops import PILED_UP, check_trained, compare_loops, ten_batches, text_tower, trace
 from matplotlib.animation import FuncAnimation
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from icssl_lib import losses
+from icssl_lib.encoders import Batch
 
 TOPICS = torch.arange(24) % 3  # of the toy's titles
 
@@ -110,53 +112,92 @@ def _alignment(answer: Callable[[Tensor, Tensor], Any]) -> str:
     return "0 for equal pairs, 2 for orthogonal ones, 4 for opposite ones; the lengths of the rows do not matter."
 
 
-class _Recorded(nn.Module):
-    """An encoder whose passes are known: its first pass of the titles gives ``first``, any later one ``second``."""
-
-    def __init__(self, first: Tensor, second: Tensor) -> None:
-        super().__init__()
-        self.passes, self.modes = [first, second], []
-
-    def forward(self, titles: Tensor) -> Tensor:
-        self.modes.append(self.training)
-        first, second = self.passes
-        if len(titles) == 2 * len(first):  # both passes in one call
-            return torch.cat([first, second])
-        return first if len(self.modes) == 1 else second
+def _two_calls(tower: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    return tower(**batch), tower(**batch)
 
 
-def _simcse(answer: Callable[[nn.Module, Tensor, float], Any]) -> str:
-    first, second = _batch()
-    first.requires_grad_()
-    titles = torch.zeros(len(first), 3)
-    encoder = _Recorded(first, second).eval()
-    result = call(answer, encoder, titles, 0.5)
-    if not encoder.modes:
-        raise Hint("the encoder was not called: encoder(titles) is one pass")
-    if not all(encoder.modes):
-        raise Hint("dropout was off, so both passes are equal; call encoder.train() first")
-    right = losses.simcse(first, second, 0.5)
-    similarity = normalize(first, dim=1) @ normalize(first, dim=1).T / 0.5
-    positive = (normalize(first, dim=1) * normalize(second, dim=1)).sum(dim=1) / 0.5
-    mistakes = {
-        "both arguments are the same pass: the encoder has to see the titles twice": losses.simcse(first, first, 0.5),
-        "the sign is turned: the loss is minus the logarithm": -right,
-        "that is the sum over the batch; take the mean": right * len(first),
-        "temperature has no effect": losses.simcse(first, second, 1.0),
-        "the negatives t_j of Eq. 3 are of the first pass; yours are of the second": losses.info_nce(
-            first, second, 0.5
-        ),
-        "j != i: leave the diagonal out of the sum, a title is no negative of itself": (
-            similarity.logsumexp(dim=1) - positive
-        ).mean(),
-        "that is the standard form; Eq. 3 leaves the positive out of the sum": losses.simcse(
-            first, second, 0.5, positive_in_denominator=True
-        ),
-    }
-    compare(result, right, mistakes)
-    if not (isinstance(result, Tensor) and result.requires_grad):
-        raise Hint("the number is right, but no gradient can flow: stay with tensors (no .item(), no NumPy)")
-    return "dropout on, two passes of the same titles, and Eq. 3 between them: that is all of SimCSE."
+def _second_first(tower: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    return _two_calls(tower, batch)[::-1]
+
+
+def _one_call(tower: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    return tower(**{name: torch.cat([x, x]) for name, x in batch.items()}).chunk(2)
+
+
+def _adjacent(tower: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    both = tower(**{name: x.repeat_interleave(2, dim=0) for name, x in batch.items()})
+    return both[0::2], both[1::2]
+
+
+def train_titles(
+    tower: nn.Module, batches: list[Batch], temperature: float, lr: float, *,
+    passes: Callable = _two_calls, loss_fn: Callable = losses.simcse, dropout: bool = True, clear: bool = True,
+) -> list[float]:  # fmt: skip
+    """The loop of exercise 3.2; its keyword arguments make others of it, right ones (``passes``) and mistakes."""
+    optimizer = torch.optim.Adam(tower.parameters(), lr=lr)
+    tower.train(dropout)
+    history = []
+    for batch in batches:
+        if clear:
+            optimizer.zero_grad()
+        first, second = passes(tower, batch)
+        loss = loss_fn(first, second, temperature)
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return history
+
+
+def _eq_3(first: Tensor, second: Tensor, temperature: float, unit: bool = True, own: bool = False) -> Tensor:
+    """Eq. 3 by hand. unit: with cosines, not dot products. own: with j = i in the sum."""
+    if unit:
+        first, second = normalize(first, dim=1), normalize(second, dim=1)
+    similarity = first @ first.T / temperature
+    negatives = similarity if own else similarity.masked_fill(torch.eye(len(first), dtype=torch.bool), -torch.inf)
+    return (negatives.logsumexp(dim=1) - (first * second).sum(dim=1) / temperature).mean()
+
+
+def _standard(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    return losses.simcse(first, second, temperature, positive_in_denominator=True)
+
+
+def _positive_beside(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    return losses.info_nce(first, second, temperature, positive_in_denominator=True, negatives=first)
+
+
+FIRST = {
+    "both passes are equal: dropout was off. The tower comes in evaluation mode; call tower.train() first": {
+        "dropout": False
+    },
+    "the loss compares a pass with itself: the tower has to see the titles twice": {
+        "loss_fn": lambda first, _, temperature: losses.simcse(first, first, temperature)
+    },
+    "s is the cosine: the vectors are not brought to unit length": {"loss_fn": partial(_eq_3, unit=False)},
+    "the positive stands among the negatives: that is the standard form; Eq. 3 leaves it out of the sum": {
+        "loss_fn": _standard
+    },
+    "the positive stands among the negatives of the first pass; Eq. 3 leaves it out of the sum": {
+        "loss_fn": _positive_beside
+    },
+    "j != i: leave the diagonal out, a title is no negative of itself": {"loss_fn": partial(_eq_3, own=True)},
+    "the negatives t_j of Eq. 3 are of the first pass; yours are of the second": {"loss_fn": losses.info_nce},
+    "temperature has no effect": {"loss_fn": lambda first, second, _: losses.simcse(first, second, 1.0)},
+}
+LATER = {
+    PILED_UP: {"clear": False},
+    "one of the two passes is detached: the positive has to move too": {
+        "loss_fn": lambda first, second, temperature: losses.simcse(first, second.detach(), temperature)
+    },
+}
+
+
+def _loop(answer: Callable[[nn.Module, list[Batch], float, float], list[float]]) -> str:
+    tower, batches = text_tower(), [tokens for tokens, _ in ten_batches()]
+    found = trace(answer, tower, batches, 0.1, 2e-3)
+    check_trained(found, batches, {"": "the tower", "backbone.": "the encoder", "projection.": "the projection"})
+    ways = [{"passes": passes} for passes in (_two_calls, _second_first, _one_call, _adjacent)]
+    compare_loops(found, train_titles, ways, FIRST, LATER, tower, batches, 0.1, 2e-3)
+    return "ten steps from the same weights give the same losses and the same weights: that is all of SimCSE."
 
 
 def _own_loss(answer: Callable[[Tensor, Tensor], Any]) -> str:
@@ -182,4 +223,4 @@ def _own_loss(answer: Callable[[Tensor, Tensor], Any]) -> str:
     return f"pairs stay together and nothing collapses: uniformity ends at {max(ends):.2f}. The softmax is not needed."
 
 
-CHECKS = {"3.1": _alignment, "3.2": _simcse, "3.3": _own_loss}
+CHECKS = {"3.1": _alignment, "3.2": _loop, "3.3": _own_loss}

@@ -1,13 +1,16 @@
-"""Checks of lesson 4, ConVIRT: both directions of the loss, the shuffled control, recall."""
+"""Checks of lesson 4, ConVIRT: both directions of the loss, the training loop, recall."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from lesson_tools import Hint, call, compare
+from loops import PILED_UP, TITLES, check_trained, compare_loops, ten_batches, trace, two_towers
 from torch import Tensor
 
 from icssl_lib import losses
+from icssl_lib.encoders import Batch, Towers
 
 
 def both_directions(answer: Any) -> str:
@@ -32,29 +35,93 @@ def both_directions(answer: Any) -> str:
     return "alpha from title to picture, 1 - alpha from picture to title."
 
 
-def shuffled(answer: Any) -> str:
-    """4.2: rows (n,), seed -> the same rows, none in its place."""
-    for n in (2, 3, 4, 50):
-        rows = np.arange(100, 100 + n)
-        for seed in range(20):
-            given = rows.copy()
-            result = np.asarray(call(answer, given, seed))
-            if not np.array_equal(given, rows):
-                raise Hint("the rows that you were given changed; shuffle a copy")
-            if result.shape != rows.shape:
-                raise Hint(f"{n} rows go in, {result.size} come out")
-            if not np.array_equal(np.sort(result), rows):
-                raise Hint("some pictures are used twice and others never: draw an order, not each picture by itself")
-            if own := int((result == rows).sum()):
-                raise Hint(
-                    f"with {n} products and seed {seed}, {own} kept its own picture. Shuffling alone does that about "
-                    "once, whatever n is: let each take the picture of the next in a random order"
-                )
-    if all(np.array_equal(answer(rows, seed), answer(rows, 0)) for seed in range(1, 5)):
-        raise Hint("the seed has no effect")
-    if not np.array_equal(answer(rows, 1), answer(rows, 1)):
-        raise Hint("the same seed gives another order the second time: use np.random.default_rng(seed)")
-    return "each picture is used once, nobody keeps its own, and a seed gives the same control again."
+def train_towers(
+    towers: Towers, batches: list[tuple[Batch, Tensor]], pictures: Tensor,
+    temperature: float, alpha: float, lr: float, *,
+    loss_fn: Callable = losses.convirt, text: bool = True, vision: bool = True,
+    picture_first: bool = False, clear: bool = True,
+) -> list[float]:  # fmt: skip
+    """The loop of exercise 4.2; its keyword arguments make others of it, a right one (``picture_first``) and mistakes:
+    ``text`` and ``vision`` are whether that tower is in training mode."""
+    optimizer = torch.optim.Adam(towers.parameters(), lr=lr)
+    towers.text.train(text)
+    towers.vision.train(vision)
+    history = []
+    for tokens, rows in batches:
+        if clear:
+            optimizer.zero_grad()
+        if picture_first:
+            image, title = towers.vision(pictures[rows]), towers.text(**tokens)
+        else:
+            title, image = towers.text(**tokens), towers.vision(pictures[rows])
+        loss = loss_fn(title, image, temperature, alpha)
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return history
+
+
+def _dot_products(text: Tensor, image: Tensor, temperature: float, alpha: float) -> Tensor:
+    similarity, own = text @ image.T / temperature, torch.eye(len(text), dtype=torch.bool)
+    others = similarity.masked_fill(own, -torch.inf)
+    there, back = (x.logsumexp(dim=1) - similarity.diagonal() for x in (others, others.T))
+    return (alpha * there + (1 - alpha) * back).mean()
+
+
+def _detached_keys(text: Tensor, image: Tensor, temperature: float, alpha: float) -> Tensor:
+    """As if the keys, among which a query chooses, were constants."""
+    there = losses.info_nce(text, image.detach(), temperature)
+    return alpha * there + (1 - alpha) * losses.info_nce(image, text.detach(), temperature)
+
+
+def _text_alone(text: Tensor, image: Tensor, temperature: float, alpha: float) -> Tensor:
+    return losses.info_nce(text, image, temperature)
+
+
+def _image_alone(text: Tensor, image: Tensor, temperature: float, alpha: float) -> Tensor:
+    return losses.info_nce(image, text, temperature)
+
+
+def _turned(text: Tensor, image: Tensor, temperature: float, alpha: float) -> Tensor:
+    return losses.convirt(image, text, temperature, alpha)
+
+
+PARTS = {
+    "": "the towers", "text.": "the text tower", "vision.": "the vision tower",
+    "text.backbone.": "the encoder of the text tower", "text.projection.": "the projection of the text tower",
+    "vision.backbone.": "the encoder of the vision tower", "vision.projection.": "the projection of the vision tower",
+}  # fmt: skip
+FIRST = {
+    "dropout was off: both towers come in evaluation mode; call towers.train() first": {"text": False, "vision": False},
+    "the vision tower stayed in evaluation mode, so its dropout was off": {"vision": False},
+    "the text tower stayed in evaluation mode, so its dropout was off": {"text": False},
+    "that is the direction text to image alone; Eq. 8 has two": {"loss_fn": _text_alone},
+    "that is the direction image to text alone; Eq. 8 has two": {"loss_fn": _image_alone},
+    "alpha weighs text to image; you gave it to image to text": {"loss_fn": _turned},
+    "s is the cosine: the vectors are not brought to unit length": {"loss_fn": _dot_products},
+    "the positive stands among the negatives: that is the standard form; Eqs. 6 and 7 leave it out of the sum": {
+        "loss_fn": partial(losses.convirt, positive_in_denominator=True)
+    },
+}
+LATER = {
+    PILED_UP: {"clear": False},
+    "in each direction the keys are detached: both sides of a pair have to move": {"loss_fn": _detached_keys},
+}
+
+
+def trained(answer: Callable) -> str:
+    """4.2: towers, batches of tokens and the rows of their pictures, temperature, alpha, lr -> losses."""
+    towers, seen = two_towers(), []
+    pixels = torch.randint(256, (len(TITLES), 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    batches, options = ten_batches(), (pixels, 0.1, 0.75, 2e-3)
+    towers.vision.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    found = trace(answer, towers, batches, *options)
+    if seen and not torch.equal(seen[0].float(), pixels[batches[0][1]].float()):
+        raise Hint("picture i is not that of title i: `rows` says where in `pictures` each title has its own")
+    check_trained(found, batches, PARTS)
+    ways = [{"picture_first": first} for first in (False, True)]
+    compare_loops(found, train_towers, ways, FIRST, LATER, towers, batches, *options)
+    return "ten steps from the same weights give the same losses, and both towers move as they should."
 
 
 def recall(answer: Any) -> str:
@@ -92,4 +159,4 @@ def _recall(similarity: Tensor, k: int) -> float:
     return (rank <= k).float().mean().item()
 
 
-CHECKS = {"4.1": both_directions, "4.2": shuffled, "4.3": recall}
+CHECKS = {"4.1": both_directions, "4.2": trained, "4.3": recall}

@@ -1,11 +1,18 @@
-"""Checks of lesson 7: cores for a stream of requests, two inputs fused, a person asked only in doubt."""
+"""Checks of lesson 7: cores for a stream of requests, the fine-tuning loop, a person asked only in doubt."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from lesson_tools import Hint, call
+from loops import KINDS, PILED_UP, check_trained, classifier, compare_loops, ten_batches, trace
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from icssl_lib.encoders import Batch
 
 
 def _cores(answer: Any) -> str:
@@ -32,37 +39,44 @@ def _cores(answer: Any) -> str:
     return "work that arrives, over what one core may take, rounded up."
 
 
-def _fuse(answer: Any) -> str:
-    """7.2: (N, H) and (N, F), each row at length 1, side by side: (N, H + F); a row of zeros stays."""
-    rng = np.random.default_rng(1)
-    text, picture = rng.normal(size=(5, 3)), 40 * rng.normal(size=(5, 4))
-    picture[2] = 0  # a product without a picture
-    fused = np.asarray(call(answer, text.copy(), picture.copy()), dtype=float)
-    if fused.shape == (10, 3) or fused.shape[:1] != (5,):
-        raise Hint(f"one row for each product was expected, (5, 7); yours is {fused.shape}. Concatenate along axis 1")
-    if fused.shape != (5, 7):
-        raise Hint(f"text (5, 3) and picture (5, 4) side by side are (5, 7); yours is {fused.shape}")
-    if not np.isfinite(fused).all():
-        raise Hint(
-            "a product without a picture comes as a row of zeros, and 0 / 0 is no number: leave such a row as it is"
-        )
-    expected = _unit(text), _unit(picture)
-    if np.allclose(fused, np.hstack([text, picture])):
-        raise Hint(
-            "these are the rows as they came: pictures of length 80 drown titles of length 2. Set each to length 1"
-        )
-    if np.allclose(fused, _unit(np.hstack([text, picture]))):
-        raise Hint("the lengths were set after the two were joined; within a row the picture still drowns the title")
-    if np.allclose(fused, np.hstack(expected[::-1])):
-        raise Hint("the text comes first, then the picture")
-    if not np.allclose(fused, np.hstack(expected)):
-        raise Hint("divide each row by its own length, the root of the sum of its squares (axis 1)")
-    return "each input has the same say, and a product without a picture is judged by its title."
+def train_classifier(
+    model: nn.Module, batches: list[tuple[Batch, Tensor]], lr: float, *,
+    loss_fn: Callable = cross_entropy, dropout: bool = True, clear: bool = True,
+) -> list[float]:  # fmt: skip
+    """The loop of exercise 7.2; its keyword arguments make its mistakes."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    model.train(dropout)
+    history = []
+    for tokens, target in batches:
+        if clear:
+            optimizer.zero_grad()
+        loss = loss_fn(model(**tokens).logits, target)
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return history
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(length == 0, 1, length)
+FIRST = {
+    "dropout was off: transformers hands a model out in evaluation mode; call model.train() first": {"dropout": False},
+    "softmax came twice: cross_entropy takes logits, and turns them into probabilities itself": {
+        "loss_fn": lambda scores, target: cross_entropy(scores.softmax(dim=1), target)
+    },
+    "that is the sum over the batch; take the mean": {"loss_fn": partial(cross_entropy, reduction="sum")},
+}
+LATER = {
+    PILED_UP: {"clear": False},
+}
+
+
+def _finetuned(answer: Callable) -> str:
+    """7.2: a classifier, batches of tokens and classes, lr -> losses."""
+    model = classifier()
+    batches = [(tokens, rows % len(KINDS)) for tokens, rows in ten_batches()]  # a title ends with its kind
+    found = trace(answer, model, batches, 1e-2)
+    check_trained(found, batches, {"": "the model", "bert.": "the encoder", "classifier.": "the last layer"})
+    compare_loops(found, train_classifier, [{}], FIRST, LATER, model, batches, 1e-2)
+    return "ten steps from the same weights give the same losses, and encoder and last layer move as they should."
 
 
 def _cascade(answer: Any) -> str:
@@ -100,4 +114,4 @@ def _cascade(answer: Any) -> str:
     return "a person sees only the products in doubt, and the share is yours to choose."
 
 
-CHECKS: dict[str, Callable[[Any], str]] = {"7.1": _cores, "7.2": _fuse, "7.3": _cascade}
+CHECKS: dict[str, Callable[[Any], str]] = {"7.1": _cores, "7.2": _finetuned, "7.3": _cascade}
