@@ -36,7 +36,7 @@ from icssl_lib.files import locked
 FOLDER = Path(lesson_tools.__file__).parent
 LESSONS = sorted(FOLDER.glob("0*.ipynb"))
 SOLUTIONS = sorted(FOLDER.glob("solutions/0*.ipynb"))
-EXERCISES = [f"{lesson}.{i}" for lesson in range(1, 8) for i in (1, 2, 3)]
+EXERCISES = [f"{lesson}.{i}" for lesson in range(1, 9) for i in (1, 2, 3)]
 
 
 # --- a typical mistake for each exercise, and words of its hint ---
@@ -198,6 +198,37 @@ def text_only(towers):
     return towers.text.train()
 
 
+def masking(goes, empty="-", seed=0, each="word"):
+    """Exercise 8.2. goes: (word, class words, number, share) to whether the word goes; each: what draws a number."""
+
+    def mask(titles, class_words, share):
+        rng, shown, of_word = np.random.default_rng(seed), [], {}
+        for title in titles:
+            x = rng.random()
+            kept = []
+            for word in title.split():
+                x = x if each == "title" else rng.random()
+                number = of_word.setdefault(word, x) if each == "kind" else x
+                kept += [word] * (not goes(word, class_words, number, share))
+            shown.append(" ".join(kept) or empty)
+        return shown
+
+    return mask
+
+
+def named_and_below(word, class_words, x, share):
+    return word.lower().removesuffix("s") in class_words and x < share
+
+
+def factors_by(axis, monotone=np.maximum.accumulate, read=lambda there, fractions: there / fractions):
+    """Exercise 8.3. axis: a function of the fraction and its inverse, in which curves are straight."""
+    go, back = axis
+    return lambda f, origin, method: read(back(np.interp(method, monotone(origin), go(f))), f)
+
+
+LOG = np.log, np.exp
+
+
 MISTAKES: dict[str, tuple[str, Callable]] = {
     "1.1": ("a class that is never predicted has F1 = 0 and counts; you left it out", predicted_classes_only),
     "1.2": ("the longest vectors win: divide each by its length first, then s is the cosine", by_dot_product),
@@ -223,6 +254,9 @@ MISTAKES: dict[str, tuple[str, Callable]] = {
     "7.1": ("cores are whole; round up", lambda rate, milliseconds, busy: rate * milliseconds / 1000 / busy),
     "7.2": ("softmax came twice", looped(partial(entropy_of, read=lambda scores: scores.softmax(1)))),
     "7.3": ("it is no threshold on the confidence", lambda sure, model, person, p: np.where(sure < p, person, model)),
+    "8.1": ("the sign, not its size", lambda: (0.05, 0, 0.1)),
+    "8.2": ("draw a number for each word, not for each title", masking(named_and_below, each="title")),
+    "8.3": ("linear in the fraction", factors_by([np.copy] * 2)),
 }
 
 # Further mistakes of those who write a training loop, and loops that are as right as the solution.
@@ -265,6 +299,29 @@ RIGHT_LOOPS = [
 ]
 
 
+WRONG_ANSWERS = [  # of lesson 8
+    ("8.1", "for pairs, names and picture; these are 2", lambda: (1, 0)),
+    ("8.1", "for pairs, names and picture; this is 'pairs", lambda: "pairs gain"),
+    ("8.2", "case matters not", masking(lambda word, known, x, share: word.removesuffix("s") in map(str.title, known))),
+    ("8.2", "a plural's s", masking(lambda word, known, x, share: word.lower() in known and x < share)),
+    ("8.2", "compare whole words", masking(lambda word, known, *_: any(w in word.lower() for w in known))),
+    ("8.2", 'loses all of its words is "-"', masking(named_and_below, empty="")),
+    ("8.2", "at share 0 every title stays", masking(lambda word, known, *_: named_and_below(word, known, 0, 1))),
+    ("8.2", "is back at 0.5", masking(named_and_below, seed=None)),
+    ("8.2", "in all titles or in none", masking(named_and_below, each="kind")),
+    (
+        "8.2",
+        "'lipstick' is a class word",
+        masking(lambda word, known, x, share: named_and_below(word, known, share, x)),
+    ),
+    ("8.3", "how many times your own fraction", factors_by(LOG, read=lambda there, f: there)),
+    ("8.3", "upside down", factors_by(LOG, read=lambda there, f: f / there)),
+    ("8.3", "make it monotone first", factors_by(LOG, monotone=np.copy)),
+    ("8.3", "this is the gain in accuracy", lambda f, origin, method: method - origin),
+    ("8.3", "4 fractions need 4 factors", lambda f, origin, method: 1.6),
+]
+
+
 @cache
 def answers(solved: bool) -> dict[str, Any]:
     """Exercise to what its notebook gives to the check, by the notebook's imports and the cell above the check."""
@@ -282,8 +339,8 @@ def answers(solved: bool) -> dict[str, Any]:
     return found
 
 
-def test_there_are_seven_lessons_each_with_three_exercises_and_a_solution():
-    assert [path.name[:2] for path in LESSONS] == [f"0{i}" for i in range(1, 8)]
+def test_there_are_eight_lessons_each_with_three_exercises_and_a_solution():
+    assert [path.name[:2] for path in LESSONS] == [f"0{i}" for i in range(1, 9)]
     assert [path.name for path in SOLUTIONS] == [path.name for path in LESSONS]
     assert list(answers(solved=False)) == list(answers(solved=True)) == list(MISTAKES) == EXERCISES
 
@@ -301,9 +358,9 @@ def test_check_tells_a_stub_a_mistake_and_the_solution_apart(exercise, capsys):
         assert re.match(said, capsys.readouterr().out, re.DOTALL)
 
 
-@pytest.mark.parametrize(("exercise", "hint", "loop"), WRONG_LOOPS)
-def test_the_usual_mistakes_of_a_training_loop_are_named(exercise, hint, loop, capsys):
-    assert lesson_tools.check(exercise, loop) is False
+@pytest.mark.parametrize(("exercise", "hint", "answer"), WRONG_LOOPS + WRONG_ANSWERS)
+def test_the_usual_mistakes_are_named(exercise, hint, answer, capsys):
+    assert lesson_tools.check(exercise, answer) is False
     assert hint in capsys.readouterr().out
 
 

@@ -1,6 +1,6 @@
 """What all lessons share: the workshop's data, checks of exercises, pictures that move.
 
-Each lesson's checks stand beside it, ``CHECKS`` in ``checks_01.py`` to ``checks_07.py``: exercise ("2.1") to function.
+Each lesson's checks stand beside it, ``CHECKS`` in ``checks_01.py`` to ``checks_08.py``: exercise ("2.1") to function.
 """
 
 import base64
