@@ -2,13 +2,12 @@
 
 import hashlib
 import html
-import itertools
 import json
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -212,14 +211,18 @@ _MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a"}  # what programs
 def _clean(raw: RawCatalogue, keep_unlabelled: bool, unescape: bool) -> pd.DataFrame:
     """Repair texts, drop rows without id, title or label and repeated ids (the first stays), sort by id."""
     products, texts = raw.table.astype(object), ["id", "title", "label"]
-    products[texts] = products[texts].map(str.strip)
-    for column, (what, repair) in itertools.product(texts, _REPAIRS.items()):
-        mended, left = products[column].map(repair), what == "HTML entities" and not unescape
-        raw.report.rows(
-            f"{what} in {column}", "kept" if left else "repaired", products[mended != products[column]], column
-        )
-        products[column] = products[column] if left else mended
-    products[texts] = products[texts].map(lambda text: " ".join(text.split()))
+
+    def each(column: str, mend: Callable[[str], str]) -> pd.Series:
+        return pd.Series([mend(text) for text in products[column]], products.index, dtype=object)  # surrogates too
+
+    for column in texts:
+        products[column] = each(column, str.strip)
+        for what, repair in _REPAIRS.items():
+            mended, left = each(column, repair), what == "HTML entities" and not unescape
+            found = products[mended != products[column]]
+            raw.report.rows(f"{what} in {column}", "kept" if left else "repaired", found, column)
+            products[column] = products[column] if left else mended
+        products[column] = each(column, lambda text: " ".join(text.split()))
     for column in texts:
         empty, kept = products[column] == "", column == "label" and keep_unlabelled
         raw.report.rows(f"empty {column}", "kept" if kept else "dropped", products[empty])
@@ -276,8 +279,8 @@ def _check_parts(products: pd.DataFrame, report: Report) -> None:
     """The source's own parts: each known, none empty; titles of several parts are counted."""
     astray = products[~products["part"].isin(PARTS)]
     if len(astray):
-        bad = f"{len(astray)} products have another part than {', '.join(PARTS)}"
-        raise CatalogueError(f"{bad} (e.g. {astray['id'].iloc[0]}: {astray['part'].iloc[0]!r})")
+        first = f"{astray['id'].iloc[0]}: {astray['part'].iloc[0]!r}"
+        raise CatalogueError(f"{len(astray)} products of another part than {', '.join(PARTS)}, e.g. {first}")
     if empty := sorted(set(PARTS) - set(products["part"])):
         raise CatalogueError(f"no product is of the part {empty[0]}; no part may be empty")
     first = products["part"].groupby(products["title"].map(normalise_title)).transform("first")

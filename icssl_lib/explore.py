@@ -60,8 +60,8 @@ def explore(table: pd.DataFrame, encoders: Mapping[str, Any], images: Path | str
     products = products[products["title"] != ""].reset_index(drop=True)
     if products.empty:
         raise ExploreError(f"none of {len(table)} products has a title")
-    keys = [image if isinstance(image, str) else i for i, image in enumerate(products["image"])]
-    products = products.assign(part="", image_row=pd.factorize(pd.Series(keys, dtype=object))[0])
+    keys = pd.Series([image if isinstance(image, str) else i for i, image in products["image"].items()], dtype=object)
+    products = products.assign(part="", image_row=pd.factorize(keys)[0])
 
     def picture(row: int) -> np.ndarray | None:
         image = products["image"][row]

@@ -260,7 +260,7 @@ def test_a_table_may_bring_its_own_parts(tmp_path):
     assert catalogue.products["part"].tolist() == frame["fold"].tolist()
     assert counted(catalogue.report) == {("title that stands in another part too", "kept"): 1}
     for bad, message in {
-        "val": "1 products have another part than ssl, .*'val'",
+        "val": "1 products of another part than ssl, .*'val'",
         "dev": "no product is of the part test",
     }.items():
         frame["fold"] = ["ssl", "train", "dev", "dev"] * 9 + ["ssl", "train", "dev", bad]

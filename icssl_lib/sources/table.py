@@ -89,7 +89,6 @@ def _labels(where: str, source: TableSource, ids: pd.Series, report: Report) -> 
 
 
 def _table(where: object, path: Path, wanted: list[str], report: Report) -> dict[str, list[Any]]:
-    """The wanted columns of any kind of table."""
     name = path.name.lower()
     try:
         if not name.endswith(SUFFIXES):
