@@ -40,7 +40,7 @@ def out(tmp_path_factory, root) -> Path:
             file.write(json.dumps(product) + "\n")
     source = {"source": "table", "table": "products.jsonl", "id": "id", "image": "image", "image_folder": "."}
     study = {"study": "made-up", "seeds": [0, 1], "datasets": {"beauty": source}, "methods": list(METHODS)}
-    study |= {"text": {"model": "somewhere"}, "vision": {"model": "vit_tiny_patch16_224"}}
+    study |= {"pretrain": {}}
     study |= {"finetune": {"fractions": [0.05, 0.5, 1.0]}}
     config, out = folder / "study.yaml", tmp_path_factory.mktemp("run")
     config.write_text(yaml.safe_dump(study))
