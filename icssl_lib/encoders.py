@@ -129,12 +129,10 @@ def load_text(model: str, max_tokens: int = 0):
     if a_path and not Path(model, "config.json").is_file():
         raise ModelError(f"text.model: {model} holds no config.json; name a folder with a model and its tokenizer")
     with explained(f"text.model: cannot load '{model}'"):
-        backbone, tokenizer = (
-            AutoModel.from_pretrained(model, dtype=torch.float32),
-            AutoTokenizer.from_pretrained(model),
-        )
+        backbone = AutoModel.from_pretrained(model, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        size = backbone.get_input_embeddings().num_embeddings
     config, words = backbone.config, tokenizer.get_vocab()
-    size = backbone.get_input_embeddings().num_embeddings
     places = getattr(config, "max_position_embeddings", None) or max_tokens
     if padding := getattr(getattr(getattr(backbone, "embeddings", 0), "position_embeddings", 0), "padding_idx", None):
         places -= padding + 1  # RoBERTa counts positions from there
@@ -157,7 +155,9 @@ def pooling_of(model: str, default: str = "mean") -> str:
     """How a sentence encoder says that it pools, by its folder or hub name. Raises: ModelError: not by mean or cls."""
     path = model and cached_file(model, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
     said = json.loads(Path(path).read_text("utf-8")) if path else {"pooling_mode": default}
-    on = {name.split("_")[2] for name, value in said.items() if value is True} | {said.get("pooling_mode")} - {None}
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    on = {known.get(name, name) for name, value in said.items() if name.startswith("pooling_mode_") and value is True}
+    on |= {said["pooling_mode"]} if "pooling_mode" in said else set()
     if on not in ({"mean"}, {"cls"}):
         raise ModelError(f"text.model: {path} pools by {' and '.join(sorted(on))}; set text.pooling to mean or cls")
     return on.pop()
@@ -189,10 +189,10 @@ def tokenize(tokenizer, titles: list[str], max_tokens: int) -> Batch:
     Raises: ModelError: of many titles the tokenizer knows less than half of the words."""
     options = {"truncation": True, "max_length": max_tokens, "padding": True, "return_tensors": "pt"}
     tokens = dict(tokenizer(titles, **options, return_token_type_ids=False))
-    unknown = float((tokens["input_ids"] == tokenizer.unk_token_id).sum() / tokens["attention_mask"].sum())
+    no_word = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+    unknown = float((tokens["input_ids"] == no_word).sum() / tokens["attention_mask"].sum())
     if unknown > 0.5 and len(titles) >= 20:
-        raise ModelError(f"text.model: its tokenizer has no token for {unknown:.0%} of the titles' words, as in "
-                         f"{titles[0]!r:.80}; name a model of the titles' language")  # fmt: skip
+        raise ModelError(f"text.model: no token for {unknown:.0%} of the titles' words (e.g. {titles[0]!r:.60})")
     return tokens
 
 

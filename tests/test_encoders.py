@@ -1,5 +1,6 @@
 """Towers on models made on the fly: shapes, pooling, freezing, and what cannot be loaded."""
 
+import copy
 import json
 import pickle
 
@@ -221,9 +222,12 @@ def test_padding_is_on_the_right_whatever_the_folder_says(tiny_text, tmp_path):
 
 
 def test_titles_of_another_language_are_refused(text):
-    with pytest.raises(ModelError, match=r"no token for \d+% of the titles' words, as in 'Кружка"):
+    with pytest.raises(ModelError, match=r"no token for \d+% of the titles' words \(e\.g\. 'Кружка"):
         tokenize(text[1], ["Кружка 赤い", *["Лампа настольная"] * 20], 32)
     tokenize(text[1], ["Кружка 赤い"], 32)  # one title may be of anything
+    none = copy.deepcopy(text[1])
+    none.unk_token = None
+    assert tokenize(none, ["mug"] * 20, 32)["input_ids"].shape[0] == 20
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -240,8 +244,14 @@ def test_another_pooling_is_refused(tmp_path):
     (tmp_path / "1_Pooling").mkdir()
     modes = {"word_embedding_dimension": 32, "pooling_mode_max_tokens": True}
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(modes))
-    with pytest.raises(ModelError, match=r"pools by max; set text\.pooling"):
+    with pytest.raises(ModelError, match=r"pools by pooling_mode_max_tokens; set text\.pooling"):
         encoders.pooling_of(str(tmp_path))
+    for found, expected in (
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False, "include_prompt": True}, "mean"),
+        ({"pooling_mode": "cls", "embedding_dimension": 32, "include_prompt": True}, "cls"),
+    ):
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(found))
+        assert encoders.pooling_of(str(tmp_path)) == expected
 
 
 @pytest.mark.parametrize("model", ["mobilenetv3_small_050", "resnet10t", "test_convnext"])
