@@ -35,7 +35,7 @@ def explained(what: str, hint: str = "") -> Iterator[None]:
         why = " ".join(str(error).split())
         if not hint and re.search("connect|offline|timed out|network", why, re.IGNORECASE):
             hint = ". Without network, name a folder that holds the model's files (of timm: vision.checkpoint)"
-        raise ModelError(f"{what}: {why}{hint}") from error
+        raise ModelError(f"{what}: {why.rstrip('.')}{hint}") from error
 
 
 def projection(dim_in: int, dim_out: int, depth: int = 2) -> nn.Sequential:
