@@ -100,7 +100,8 @@ def plan(study: Study, out: Path, cores: int) -> pd.DataFrame:
     rows = [(name, *training) for name, products in data.items() for training in trainings_of(study, products)]
     own = [("", "pretrain", what, "", 0) for what in ("text", "vision") if getattr(study, what).model == "pretrained"]
     table = pd.DataFrame([*rows, *own, ("", "report", "", "", 0)], columns=["dataset", *keys, "kind", "steps"])
-    titles = list(pd.concat([products.title for products in data.values()]).sample(512, replace=True, random_state=0))
+    most = max(512, *(study.of(method).adapt.batch_size for method in study.methods))
+    titles = list(pd.concat([products.title for products in data.values()]).sample(most, replace=True, random_state=0))
     with tempfile.TemporaryDirectory() as folder:
         made = loadable(study, Path(folder))
         costs = {kind: step_cost(made, kind, titles) for kind in table.kind.unique() if kind} | {"": (0, 0)}
