@@ -24,6 +24,7 @@ FIGURES = Path(__file__).resolve().parent.parent / "figures"
 def keep(run: Path, figures: Path = FIGURES) -> Path:
     """Copy tables and PNGs, in 256 colours at most; returns the folder. Raises: OSError: the run is not finished."""
     left = ["*_maps.*", "*_neighbours.*", *["*_class_sizes.*"] * (run.name not in SHOWN)]
+    left += [f"{name}.png" for name in PAPER] * run.name.startswith("law")  # a panel for each of fifteen data sets
     with folder_written_whole(figures / run.name) as folder:
         shutil.copytree(run / "figures", folder, ignore=shutil.ignore_patterns(*left), dirs_exist_ok=True)
         shutil.copy(run / "results.csv", folder)

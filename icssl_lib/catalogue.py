@@ -219,8 +219,8 @@ def _clean(raw: RawCatalogue, keep_unlabelled: bool, unescape: bool) -> pd.DataF
         products[column] = each(column, str.strip)
         for what, repair in _REPAIRS.items():
             mended, left = each(column, repair), what == "HTML entities" and not unescape
-            found = products[mended != products[column]]
-            raw.report.rows(f"{what} in {column}", "kept" if left else "repaired", found, column)
+            touched = products[mended != products[column]]
+            raw.report.rows(f"{what} in {column}", "kept" if left else "repaired", touched, column)
             products[column] = products[column] if left else mended
         products[column] = each(column, lambda text: " ".join(text.split()))
     for column in texts:

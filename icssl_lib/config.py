@@ -303,10 +303,10 @@ def _absolute(value: Any, folder: Path, section: str = "", key: str = "") -> Any
         is_path = value.startswith((".", "/", "~")) or (folder / value).is_dir()
     if not is_path:
         return value
-    found = os.path.expanduser(value)
-    if found.startswith("~") or (key in ("table", "meta") and "{" in str(folder.resolve() / found)):
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~") or (key in ("table", "meta") and "{" in str(folder.resolve() / expanded)):
         raise ConfigError(f"{section}.{key}: {value!r}: nobody's home, or a brace, which Snakemake would fill in")
-    return str((folder / found).resolve())
+    return str((folder / expanded).resolve())
 
 
 def _explain(error: ValidationError, *section: str) -> str:

@@ -52,13 +52,13 @@ def machine() -> dict[str, Any]:
         cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
     amx = ", AMX" if torch.cpu.get_capabilities().get("amx_bf16") else ""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    found = {"cpu": cpu, "instructions": torch.backends.cpu.get_cpu_capability() + amx, "cores": os.cpu_count()}
+    hardware = {"cpu": cpu, "instructions": torch.backends.cpu.get_cpu_capability() + amx, "cores": os.cpu_count()}
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
-    return found | {"device": device, "system": platform.platform()} | versions
+    return hardware | {"device": device, "system": platform.platform()} | versions
 
 
 def save_record(run: Run, study: Study, out: Path, found: dict[str, Any], predictions: pd.DataFrame) -> None:
@@ -98,7 +98,7 @@ def run_study(config: Path, study: Study, out: Path, cores: int | None, profile:
             raise ConfigError(f"datasets.{name}.table: no such file: {source.table}; {near}")
     if profile is not None and not any(profile.glob("config*.yaml")):
         raise ConfigError(f"--profile: {profile} is no folder with a Snakemake profile, such as profiles/slurm")
-    if "pretrained" not in (study.text.model, study.vision.model):
+    if {study.text.model, study.vision.model} != {"pretrained"}:
         from icssl_lib.classify import check_models  # with torch, for which the embedded catalogue need not wait
 
         check_models(study)
