@@ -291,10 +291,10 @@ def test_a_mistake_in_the_file_stops_with_one_sentence(change, message, config, 
     assert re.search(message, error)
 
 
-def test_bad_data_stops_with_a_sentence_that_names_it(config, tmp_path):
+def test_bad_data_stops_with_a_sentence_that_names_it(config, tiny_text, tmp_path):
     (tmp_path / "one.csv").write_text("title,label,image\nred lamp,lamp,\n")
     data = {"mine": {"source": "table", "table": "one.csv", "missing_image": "keep"}}
-    study = {"datasets": data, "methods": ["origin", "tfidf"], "text": {"model": str(tmp_path)}}  # nothing to pretrain
+    study = {"datasets": data, "methods": ["origin", "tfidf"], "text": {"model": str(tiny_text)}}
     done = run(changed(config, tmp_path / "study.yaml", **study), tmp_path / "out")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
