@@ -71,7 +71,7 @@ def _runs(study: Study, out: Path, results: pd.DataFrame) -> Iterator[str]:
         entry, own = entry_of(study, method), study.of(method)
         if adapted_by(study, method) == method:
             files += [out / f"encoders/{name}" / file for file in HF_FOLDER]
-        if entry.classifier in ("finetune", "distilled"):
+        if entry.classifier in ("finetune", "recommended"):
             kept = [f"f{100 * fraction:03g}" for fraction in own.finetune.keep_classifiers]
             files += [out / f"classifiers/{name}" / fraction / file for fraction in kept for file in HF_FOLDER]
         absent = [f"{file.relative_to(out)}: absent or empty" for file in files if not _has_content(file)]

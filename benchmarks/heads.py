@@ -32,12 +32,12 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
 from icssl_lib import adapt, finetune
-from icssl_lib.baselines import C
 from icssl_lib.catalogue import Catalogue, ingest, open_catalogue, train_subset
 from icssl_lib.config import Run, Study, load_config
 from icssl_lib.encoders import TextTower, load_text, logits, take, tokenize
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
+from icssl_lib.lexical import C
 
 ROWS = Path(__file__).with_name("heads.csv")
 KEYS = ["catalogue", "encoder", "head", "begin", "body", "fraction", "seed"]

@@ -43,21 +43,20 @@ def products_of(name: str, study: Study, out: Path) -> pd.DataFrame:
 
 def trainings_of(study: Study, products: pd.DataFrame) -> list[tuple[str, str, str, int]]:
     """All that a dataset's jobs train: stage, method, kind (see `step_cost`; "": nothing), steps of all seeds."""
-    rows, ssl, seeds = [("catalogue", "", "", 0), ("explore", "", "", 0)], products.part == "ssl", len(study.seeds)
+    rows, seeds = [("catalogue", "", "", 0), ("explore", "", "", 0)], len(study.seeds)
     for method in study.methods:
         entry, own = entry_of(study, method), study.of(method)
         if adapted_by(study, method) == method:
-            pairs = ssl if entry.pictures == "none" else ssl & (products.image_row >= 0)
+            pairs = products.part.isin(entry.pairs_of) & ((entry.pictures == "none") | (products.image_row >= 0))
             n = round(own.adapt.ssl_fraction * pairs.sum())
             batches = n // max(1, min(own.adapt.batch_size, n))
             rows.append(("adapt", method, method, seeds * own.adapt.epochs * batches))
         config = own.finetune
         names = products.label.nunique() * (entry.names or config.label_names)
         labelled = [int(np.ceil(f * (products.part == "train").sum())) + names for f in config.fractions]
-        steps, student = (seeds * sum(config.steps(n + more)[1] for n in labelled) for more in (0, ssl.sum()))
-        trains = entry.classifier in ("distilled", "late", *["finetune"] * (not config.features))
+        steps = seeds * sum(config.steps(n)[1] for n in labelled)
+        trains = entry.classifier in ("late", *["finetune"] * (not config.features))
         rows.append(("finetune", method, *(("finetune", steps) if trains else ("", 0))))
-        rows += [("finetune", method, "finetune", student)] * (entry.classifier == "distilled")
     return rows
 
 

@@ -20,13 +20,12 @@ from sklearn.preprocessing import normalize
 from torch import nn
 
 from icssl_lib.adapt import build_vision, picture_features
-from icssl_lib.baselines import C
 from icssl_lib.catalogue import Catalogue, open_catalogue, train_subset
 from icssl_lib.config import Run, Study, load_config
 from icssl_lib.encoders import embed_titles, load_text
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
-from icssl_lib.lexical import WORD
+from icssl_lib.lexical import WORD, C
 from icssl_lib.recommended import named
 from icssl_lib.runs import path_of, resolved
 

@@ -15,14 +15,16 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import scale
 from torch.nn.functional import normalize
 
 from icssl_lib.catalogue import load, split, train_subset
 from icssl_lib.config import Study, SyntheticSource, load_config
 from icssl_lib.encoders import VisionTower, embed_titles, load_text, load_vision
-from icssl_lib.lexical import Lexical
+from icssl_lib.lexical import WORD
 from icssl_lib.sources.synthetic.pretrain import VISION_MODEL, pretrain_text, pretrain_vision, vision_shape
 
 OUT, KEYS = Path("figures/bench/worlds.csv"), ["state", "world", "genre", "what", "fraction"]
@@ -32,9 +34,8 @@ SUBSETS = {0.05: 5, 1.0: 1}  # of Train: a fraction, and how many are drawn
 def probe(train: pd.DataFrame, dev: pd.DataFrame, features: np.ndarray | None) -> float:
     """Accuracy on Dev. features: (N, D), indexed by both frames' ``row``; None: the titles' words."""
     if features is None:
-        labels = sorted({*train.label})
-        words = Lexical.fit(train.title, train.label, labels)
-        return float(np.mean(np.array(labels)[words(dev.title).argmax(axis=1)] == dev.label))
+        words = make_pipeline(TfidfVectorizer(token_pattern=WORD), LogisticRegression(C=10, max_iter=2000))
+        return words.fit(train.title, train.label).score(dev.title, dev.label)
     model = LogisticRegression(C=10, max_iter=3000).fit(features[train.row], train.label)
     return model.score(features[dev.row], dev.label)
 

@@ -11,19 +11,19 @@ from accelerate import PartialState
 from icssl_lib.baselines import frozen, labelled, late, oracle, self_taught
 from icssl_lib.catalogue import Catalogue, CatalogueError, head_tail, train_subset
 from icssl_lib.config import Run, Study
-from icssl_lib.encoders import VisionTower, explained, load_text, load_vision, pooling_of, save_pretrained, tokenize
+from icssl_lib.encoders import VisionTower, explained, load_text, load_vision, pooling_of, tokenize
 from icssl_lib.fast.processes import in_processes
 from icssl_lib.finetune import Start, Task, accuracy, build, fit
-from icssl_lib.lexical import Lexical
 from icssl_lib.methods import Method, entry_of
 from icssl_lib.metrics import scores as scores_of
-from icssl_lib.recommended import distilled, named, with_words
+from icssl_lib.recommended import named, recommended
 from icssl_lib.remedies import confusable, flipped
 
 CLASSIFIERS = {  # each takes a task, labelled products and, if any, a method's features, and returns a `Read`
-    "finetune": fit, "distilled": distilled, "late": late, "frozen": frozen,
+    "finetune": fit, "recommended": recommended, "late": late, "frozen": frozen,
     "self_taught": self_taught, "labelled": labelled, "oracle": oracle,
 }  # fmt: skip
+KEPT = ("finetune", "recommended")  # those that read titles alone, with an encoder, can be saved
 
 
 def check_models(study: Study) -> None:
@@ -100,13 +100,8 @@ def _classify(task: Task, entry: Method, fraction: float, keep: Path | None) -> 
     instead = config.features and entry.classifier == "finetune"  # of fine-tuning
     kind, features = ("frozen", config.features) if instead else (entry.classifier, entry.features)
     read = CLASSIFIERS[kind](task, train, *[features] * bool(features))
-    words = Lexical.fit(list(train.title), list(train.label), labels) if entry.lexical else None
-    if keep is not None and kind in ("finetune", "distilled") and PartialState().is_main_process:
-        read.tokenizer.model_max_length = task.study.text.max_tokens
-        save_pretrained(read.model, read.tokenizer, keep)
-        if words:
-            words.save(keep)
-    read = with_words(read, words) if words else read
+    if keep is not None and kind in KEPT and PartialState().is_main_process:
+        read.save(keep)
     dev = catalogue.part("dev")
     dev_accuracy = accuracy(read(dev), dev, labels)
     test = catalogue.part("test")

@@ -145,6 +145,9 @@ class FinetuneConfig(Strict):
     noise_towards: Literal["any", "similar"] = "any"  # "similar": a class that TF-IDF confuses with the right one
     imbalance: Literal["none", "logit_adjusted", "class_balanced"] = "none"
     label_names: bool = False  # True: each label's name is one more title of its own
+    head: Literal["first", "pooled"] = (
+        "first"  # transformers' own, or a layer on what adaptation pools, begun as a probe
+    )
     features: tuple[Literal["words", "ngrams", "title"], ...] = ()  # logistic regression on these, not fine-tuning
     fractions: Annotated[list[Fraction], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Fraction] = [1.0]  # fractions whose weights are saved

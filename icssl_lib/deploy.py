@@ -6,6 +6,7 @@ What takes seconds to import (torch, transformers, scikit-learn) is imported in 
 import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,28 +27,35 @@ def settings_of(folder: Path) -> tuple[list[str], int]:
 
 
 class TitleClassifier:
-    """A kept classifier, by torch in float32, with its TF-IDF where that lies beside it (words: False leaves it out, as
-    an export does). Call: N titles -> probabilities, float32 (N, C), as one batch."""
+    """A kept classifier, by torch in float32, with its words' part where that lies beside it (words: False leaves it
+    out, as an export does). Call: N titles -> probabilities, float32 (N, C), as one batch."""
 
     def __init__(self, folder: Path, device: str = "cpu", words: bool = True) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from icssl_lib.encoders import load_head
         from icssl_lib.lexical import WORDS, Lexical
 
         self.labels, self.max_tokens = settings_of(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-        self.model = model.eval().requires_grad_(False).to(device)
-        self.words = Lexical.load(folder) if words and (folder / WORDS).is_file() else None
+        pooled = (folder / "modules.json").is_file()
+        first = partial(AutoModelForSequenceClassification.from_pretrained, dtype=torch.float32)
+        self.model = (load_head if pooled else first)(folder).eval().requires_grad_(False).to(device)
+        self.words, self.weight = Lexical.load(folder) if words and (folder / WORDS).is_file() else (None, None)
 
     def __call__(self, titles: Sequence[str]) -> np.ndarray:
-        from icssl_lib.lexical import geometric_mean
+        import pandas as pd
+        from scipy.special import softmax
+
+        from icssl_lib.encoders import logits
 
         options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
-        tokens = self.tokenizer(titles, **options).to(self.model.device)
-        answer = self.model(**{name: tokens[name] for name in TOKENS}).logits.softmax(-1).cpu().numpy()
-        return answer if self.words is None else geometric_mean(answer, self.words(titles)).astype(np.float32)
+        tokens = self.tokenizer(titles, **options).to(next(self.model.parameters()).device)
+        scores = logits(self.model, {name: tokens[name] for name in TOKENS}).cpu().numpy()
+        if self.words is not None:
+            scores = scores + self.words(pd.DataFrame({"title": titles})) @ self.weight.T
+        return softmax(scores, axis=1).astype(np.float32)
 
 
 def export_onnx(folder: Path, out: Path) -> Path:
@@ -61,7 +69,7 @@ def export_onnx(folder: Path, out: Path) -> Path:
     options = {"output_names": ["logits"], "dynamic_shapes": dict.fromkeys(TOKENS, axes), "verbose": False}
     with warnings.catch_warnings(action="ignore"):  # on names of axes
         program = torch.onnx.export(kept.model, (), kwargs=inputs, input_names=TOKENS, dynamo=True, **options)
-    kept.model.config.save_pretrained(out)
+    getattr(kept.model, "backbone", kept.model).config.save_pretrained(out)
     kept.tokenizer.save_pretrained(out)
     with written_whole(out / "model.onnx") as part:
         program.save(str(part))

@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
@@ -42,6 +42,13 @@ def projection(dim_in: int, dim_out: int, depth: int = 2) -> nn.Sequential:
     """MLP of ``depth`` linear layers with ReLU between them: (N, dim_in) -> (N, dim_out). Of depth 0: nothing."""
     layers = [layer for _ in range(depth - 1) for layer in (nn.Linear(dim_in, dim_in), nn.ReLU())]
     return nn.Sequential(*layers, *([nn.Linear(dim_in, dim_out)] if depth else []))
+
+
+class Normalize(nn.Module):
+    """Rows (N, D) brought to length 1."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return nn.functional.normalize(rows, dim=1)
 
 
 class TextTower(nn.Module):
@@ -231,19 +238,44 @@ def nearest_rows(queries: Tensor, known: Tensor, k: int, skip_self: bool = False
     return torch.cat([near.values for near in nearest]), torch.cat([near.indices for near in nearest])
 
 
-def save_pretrained(model, tokenizer, folder: Path, pooling: str | None = None) -> None:
-    """Write a plain Hugging Face folder, whole or not at all. pooling: of an encoder, for SentenceTransformer."""
+def save_pretrained(model, tokenizer, folder: Path, pooling: str | None = None, head: Iterable[nn.Module] = ()) -> None:
+    """Write a plain Hugging Face folder, whole or not at all. pooling: of an encoder, for SentenceTransformer; head:
+    the layers behind it, `nn.Linear` and `Normalize`; `nn.Dropout` is left out."""
+    layers = [layer for layer in head if not isinstance(layer, nn.Dropout)]
     with folder_written_whole(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        if pooling:
-            (part / "1_Pooling").mkdir()
-            modes = {"word_embedding_dimension": model.config.hidden_size}
-            modes |= {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
-            kinds = enumerate({"": "Transformer", "1_Pooling": "Pooling"}.items())
-            named = [
-                {"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{k}"}
-                for i, (p, k) in kinds
-            ]
-            for name, content in {"modules": named, "1_Pooling/config": modes}.items():
-                (part / f"{name}.json").write_text(json.dumps(content, indent=1))
+        if not pooling:
+            return
+        kinds = ["Transformer", "Pooling", *("Normalize" if isinstance(x, Normalize) else "Dense" for x in layers)]
+        named = [{"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else ""} for i, kind in enumerate(kinds)]
+        modes = {"word_embedding_dimension": model.config.hidden_size}
+        modes |= {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
+        files = {
+            "modules": [n | {"type": f"sentence_transformers.models.{k}"} for n, k in zip(named, kinds, strict=True)]
+        }
+        files["1_Pooling/config"] = modes
+        for i, (kind, layer) in enumerate(zip(kinds[2:], layers, strict=True), start=2):
+            (part / f"{i}_{kind}").mkdir()
+            if kind == "Dense":
+                save_file(
+                    {f"linear.{name}": w for name, w in layer.state_dict().items()},
+                    part / f"{i}_Dense/model.safetensors",
+                )
+                shape = {"in_features": layer.in_features, "out_features": layer.out_features, "bias": True}
+                files[f"{i}_Dense/config"] = shape | {"activation_function": "torch.nn.modules.linear.Identity"}
+        (part / "1_Pooling").mkdir()
+        for name, content in files.items():
+            (part / f"{name}.json").write_text(json.dumps(content, indent=1))
+
+
+def load_head(folder: Path) -> TextTower:
+    """The encoder with the layers behind its pooling that `save_pretrained` wrote: tokens (N, T) -> logits (N, C)."""
+    tower = TextTower(load_text(str(folder))[0], pooling_of(str(folder)), 1, depth=0)
+    for module in json.loads((folder / "modules.json").read_text("utf-8"))[2:]:
+        tower.projection.append(Normalize())
+        if module["type"].endswith("Dense"):
+            weights = load_file(folder / module["path"] / "model.safetensors")
+            tower.projection[-1] = nn.Linear(*weights["linear.weight"].shape[::-1])
+            tower.projection[-1].load_state_dict({name.removeprefix("linear."): w for name, w in weights.items()})
+    return tower

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
@@ -20,11 +20,12 @@ from icssl_lib import encoders
 from icssl_lib.adapt import plain_step, prepared
 from icssl_lib.catalogue import Catalogue
 from icssl_lib.config import Study, VisionConfig
-from icssl_lib.encoders import Batch, logits, take, tokenize
+from icssl_lib.encoders import Batch, TextTower, logits, take, tokenize
 from icssl_lib.fast.checkpoint import Checkpoint, resumable
 from icssl_lib.fast.cuda_graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.processes import local_rows, make_accelerator
 from icssl_lib.fast.unpad import fast
+from icssl_lib.lexical import regression
 from icssl_lib.remedies import balanced
 
 Read = Callable[[pd.DataFrame], np.ndarray]  # products to probabilities of the catalogue's labels, float64 (N, C)
@@ -66,18 +67,45 @@ class Reader:
         with fast(self.model, self.study.runtime.fast):
             return outputs(self.model, self.tokens(products), self.accelerator).softmax(-1).double().numpy()
 
+    def save(self, folder: Path) -> None:
+        """As a folder that transformers loads or, of a pooled head, SentenceTransformer."""
+        self.tokenizer.model_max_length = self.study.text.max_tokens
+        pooled = [self.model.pooling, self.model.projection] if isinstance(self.model, TextTower) else []
+        encoders.save_pretrained(self.model.backbone if pooled else self.model, self.tokenizer, folder, *pooled)
+
+
+def named_classes(labels: list[str]) -> dict[str, dict]:
+    """How a model's configuration names its outputs."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
 
 def build(encoder: str, labels: list[str], study: Study) -> tuple[nn.Module, object]:
     """A classifier of titles with a last layer drawn anew, whatever the folder or hub name ``encoder`` held, and its
     tokenizer. Raises: ModelError."""
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     with torch.random.fork_rng():  # the last layer alone is drawn
         backbone, tokenizer = encoders.load_text(encoder, study.text.max_tokens)
-    config = AutoConfig.from_pretrained(encoder, problem_type="single_label_classification", **names)
+    if study.finetune.head == "pooled":
+        backbone.config.update(named_classes(labels))
+        tower = TextTower(backbone, study.text.pooling, len(labels), depth=1)
+        tower.projection.insert(0, nn.Dropout(0.1))
+        return tower, tokenizer
+    config = AutoConfig.from_pretrained(encoder, problem_type="single_label_classification", **named_classes(labels))
     with encoders.explained(f"text.model: no classifier with the encoder of '{encoder}'"):
         kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]  # LookupError: there is none
         weights = {"state_dict": backbone.state_dict(), "dtype": torch.float32}
         return kind.from_pretrained(None, config=config, **weights), tokenizer
+
+
+def begin(tower: TextTower, tokens: Batch, target: Tensor, accelerator: Accelerator) -> None:
+    """Make the last layer the logistic regression on titles (N, T) with a ``target`` (N,), the encoder frozen: linear
+    probing, then fine-tuning (Kumar et al., 2022)."""
+    head, tower.projection = tower.projection, nn.Identity()
+    rows = outputs(tower, tokens, accelerator).numpy()  # (N, H)
+    tower.projection, length = head, np.linalg.norm(rows, axis=1).mean()
+    weight, bias = regression(rows / length, target.numpy(), head[-1].out_features)
+    bias = np.maximum(bias, bias[np.isfinite(bias)].min())  # a class without a label may be learnt of
+    found = {"weight": weight / length, "bias": bias}
+    head[-1].load_state_dict({name: torch.tensor(x, dtype=torch.float32) for name, x in found.items()})
 
 
 def train(
@@ -96,10 +124,8 @@ def train(
         raise FloatingPointError(f"fine-tuning diverged: the loss is {loss.item()}; lower finetune.lr")
 
 
-def fit(task: Task, train_set: pd.DataFrame, soft: np.ndarray | None = None, beside: str = "") -> Reader:
-    """Cross-entropy on all weights with Adam (Chen & Chou, 2022, section 4) on labelled titles. soft: a teacher's
-    probabilities of the SSL part's products, float32 (M, C), trained on beside the labels. beside: tells this
-    training's checkpoint from the task's others."""
+def fit(task: Task, train_set: pd.DataFrame) -> Reader:
+    """Cross-entropy on all weights with Adam (Chen & Chou, 2022, section 4) on labelled titles."""
     study, config, labels = task.study, task.study.finetune, task.catalogue.labels
     accelerator = make_accelerator(study.runtime)
     set_seed(task.seed)
@@ -108,14 +134,13 @@ def fit(task: Task, train_set: pd.DataFrame, soft: np.ndarray | None = None, bes
     target = torch.tensor(pd.Index(labels).get_indexer(train_set.label))  # (N,)
     # Logit adjustment (Menon et al., 2021), (C,): one more of each class, so that none is impossible
     prior = (target.bincount(minlength=len(labels)) + 1).log().to(accelerator.device)
-    if soft is not None:
-        train_set = pd.concat([train_set, task.catalogue.part("ssl").drop(columns="label")], ignore_index=True)
-        target = torch.cat([one_hot(target, len(labels)).float(), torch.from_numpy(soft)])  # (N + M, C)
+    tokens = read.tokens(train_set)
+    if config.head == "pooled":
+        begin(model, tokens, target, accelerator)
     epochs, steps = config.steps(len(train_set))
     optimizer, schedule = prepared(Adam, model, config, steps, accelerator)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    path = task.checkpoint.with_stem(task.checkpoint.stem + beside) if task.checkpoint else None
-    checkpoint = Checkpoint(path, study.runtime.checkpoint_minutes, accelerator, **parts)
+    checkpoint = Checkpoint(task.checkpoint, study.runtime.checkpoint_minutes, accelerator, **parts)
 
     def order(_: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         even = config.imbalance == "class_balanced"
@@ -124,7 +149,7 @@ def fit(task: Task, train_set: pd.DataFrame, soft: np.ndarray | None = None, bes
 
     rows = resumable(epochs, order, torch.Generator().manual_seed(task.seed), checkpoint)
     capture = can_capture(study.runtime, accelerator)
-    batches = _batches(rows, read.tokens(train_set), target, accelerator, LENGTHS if capture else 1)
+    batches = _batches(rows, tokens, target, accelerator, LENGTHS if capture else 1)
     loss_fn = partial(_loss, prior=prior if config.imbalance == "logit_adjusted" else 0)
     with fast(model, study.runtime.fast) as packing:
         step = partial(plain_step, accelerator=accelerator)

@@ -60,12 +60,12 @@ class Method:
     title: str  # for people
     loss: "Callable[[Towers, Batch, AdaptConfig], Tensor] | None" = None  # None: the encoder as it comes
     pictures: Literal["none", "own", "shuffled"] = "none"  # shuffled: of other products, drawn once per seed
-    classifier: Literal["finetune", "distilled", "late", "frozen", "self_taught", "labelled", "oracle"] = "finetune"
-    features: tuple[str, ...] = ()  # what a classifier of frozen features reads: `baselines.FEATURES`
+    pairs_of: tuple[str, ...] = ("ssl",)  # parts whose titles and pictures, never labels, adaptation sees
+    classifier: Literal["finetune", "recommended", "late", "frozen", "self_taught", "labelled", "oracle"] = "finetune"
+    features: tuple[str, ...] = ()  # what a classifier of frozen features, or a teacher, reads: `baselines.FEATURES`
     after: str | None = None  # another method, from whose encoder of the same seed adaptation starts
     encoder: str | None = None  # another method, whose encoder (and vision tower) this one classifies with
     names: bool = False  # each label's name is one more title of its own, as `finetune.label_names`
-    lexical: bool = False  # TF-IDF of the same titles answers with it: the geometric mean of both
     words: bool = False  # the loss guesses hidden words
     scaled: bool = False  # the loss learns a scale and a bias of its cosines
 
@@ -75,19 +75,17 @@ class Method:
 
     @property
     def uses_images(self) -> bool:
-        return self.classifier == "late" or "picture" in self.features
+        return self.classifier == "late" or any(name.startswith("picture") for name in self.features)
 
     @property
     def reads_encoder(self) -> bool:
-        return self.classifier in ("finetune", "distilled", "late") or "title" in self.features
+        return self.classifier in ("finetune", "recommended", "late") or "title" in self.features
 
 
-# Labels' names are titles too, and a title classifier is its own teacher on the SSL part. Recommended: with TF-IDF.
-_NAMED = {"classifier": "distilled", "names": True}
-_RECOMMENDED = {**_NAMED, "lexical": True}
 _WORDS = ("words", "ngrams")
 _NGRAMS, _PROBE, _BOTH = ({"classifier": "frozen", "features": f} for f in (_WORDS, ("title",), (*_WORDS, "title")))
 _TAUGHT = {**_BOTH, "classifier": "self_taught", "encoder": "convirt", "names": True}
+_RECOMMENDED = {"classifier": "recommended", "names": True}
 
 METHODS: dict[str, Method] = {
     "origin": Method("BERT (origin)"),
@@ -113,10 +111,17 @@ METHODS: dict[str, Method] = {
     "labelled": Method("Ceiling: the class has a label", classifier="labelled"),
     "oracle": Method("Ceiling: title oracle", classifier="oracle", features=_WORDS),
     "convirt_sigmoid": Method("ConVIRT, sigmoid loss", convirt_sigmoid, pictures="own", scaled=True),
-    "self_trained": Method("ConVIRT, self-training", classifier="distilled", encoder="convirt"),
-    "self_trained_names": Method("ConVIRT, names, self-training", encoder="convirt", **_NAMED),
-    "recommended": Method("Recommended", encoder="convirt", **_RECOMMENDED),
-    "recommended_shuffled": Method("Recommended, shuffled pairs (control)", encoder="convirt_shuffled", **_RECOMMENDED),
+    "recommended": Method("Recommended", encoder="convirt", features=("picture",), **_RECOMMENDED),
+    "convirt_more": Method("Frozen ConVIRT, pairs of Train too", convirt, "own", pairs_of=("ssl", "train"), **_PROBE),
+    "recommended_more": Method(
+        "Recommended, pairs of Train too", encoder="convirt_more", features=("picture",), **_RECOMMENDED
+    ),
+    "recommended_shuffled": Method(
+        "Recommended, shuffled pairs (control)",
+        encoder="convirt_shuffled",
+        features=("picture_shuffled",),
+        **_RECOMMENDED,
+    ),
     "recommended_origin": Method("Recommended, without pictures", **_RECOMMENDED),
     "mlm_simcse": Method("Masked LM, then SimCSE", simcse, after="mlm"),  # Gururangan et al. (2020): TAPT
 }

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 import toys
+from sentence_transformers import SentenceTransformer
 from sklearn.linear_model import LogisticRegression
-from transformers import pipeline
 
 from icssl_lib import classify, recommended
 from icssl_lib.adapt import adapt, plain_step, save
-from icssl_lib.baselines import C, frozen, picture, self_taught
+from icssl_lib.baselines import frozen, picture, self_taught
 from icssl_lib.classify import Classified
 from icssl_lib.config import Run
 from icssl_lib.encoders import (
@@ -30,7 +30,8 @@ from icssl_lib.encoders import (
     tokenize,
 )
 from icssl_lib.fast.processes import make_accelerator
-from icssl_lib.finetune import Start, Task, build, fit, train
+from icssl_lib.finetune import Start, Task, build, train
+from icssl_lib.lexical import C
 from icssl_lib.methods import METHODS
 
 
@@ -329,15 +330,14 @@ def test_a_labels_name_is_one_more_title_of_its_own_and_no_label(toy, run):
     assert right[1] > right[0]
 
 
-def test_a_student_learns_what_its_teacher_says(toy, run, tmp_path, monkeypatch):
-    """A teacher that calls everything a vase, and labels that are outnumbered."""
-    vase = np.eye(len(toy.labels))[toy.labels.index("vase")]
-
-    def fit_or_say(task, train, soft=None, **_):
-        return (lambda products: np.tile(vase, (len(products), 1))) if soft is None else fit(task, train, soft=soft)
-
-    monkeypatch.setattr(recommended, "fit", fit_or_say)
-    read = run("self_trained", toy, 0.1, keep=tmp_path / "kept", epochs=20)
-    assert (read.predictions.predicted == "vase").mean() > 0.8
-    assert pipeline("text-classification", model=str(tmp_path / "kept"))("alma 7")[0]["label"] == "vase"
-    assert (read.n_train, read.test_readings) == (3, 1)
+def test_a_pooled_head_begins_as_a_probe_trains_and_is_a_sentence_transformer(toy, study, run, tmp_path):
+    """With steps of no size it is the logistic regression on the frozen encoder."""
+    titles, test = list(toy.part("test").title), toy.part("test")
+    still = run("origin", toy, head="pooled", lr=1e-12, epochs=1).predictions
+    probe = frozen(Task(toy, study, Start(study.text.model), 0), toy.part("train"))(test)
+    assert (still.predicted.to_numpy() == np.array(toy.labels)[probe.argmax(axis=1)]).mean() > 0.9
+    read = run("origin", toy, keep=tmp_path / "kept", head="pooled", epochs=20, lr=3e-3).predictions
+    assert (read.predicted != still.predicted).any()
+    elsewhere = SentenceTransformer(str(tmp_path / "kept"), device="cpu").encode(titles, convert_to_tensor=True)
+    np.testing.assert_allclose(elsewhere.softmax(-1).amax(dim=1), read.confidence, atol=1e-3)
+    assert read.predicted.tolist() == [toy.labels[i] for i in elsewhere.argmax(dim=1)]

@@ -14,12 +14,15 @@ import torch
 import toys
 import yaml
 from PIL import Image
+from sentence_transformers import SentenceTransformer
 from serving import DESIGNS, Models, OnnxClassifier, Requests
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from icssl_lib import catalogue, deploy
 from icssl_lib.config import PretrainConfig, VisionConfig
 from icssl_lib.deploy import TitleClassifier
+from icssl_lib.encoders import Normalize, load_text, save_pretrained
+from icssl_lib.finetune import named_classes
 from icssl_lib.lexical import Lexical
 from icssl_lib.sources.synthetic.pretrain import text_shape
 
@@ -54,7 +57,9 @@ def served(tiny_text, tiny_vision, tmp_path_factory) -> dict[str, Models]:
         folder = tmp_path_factory.mktemp("served") / kind
         classifier = save_classifier(kind, folder / "classifier", tiny_text)
         if kind == "bert":
-            Lexical.fit(TITLES, [*LABELS, LABELS[0]], LABELS).save(classifier)
+            words = Lexical.fit(TITLES)
+            terms = sum(len(vectorizer.vocabulary_) for vectorizer in words.vectorizers.values())
+            words.save(np.random.default_rng(0).normal(size=(len(LABELS), terms)), classifier)
         fp32 = deploy.export_onnx(classifier, folder / "fp32")
         made[kind] = Models(classifier, fp32, serving.quantize_int8(fp32, folder / "int8"), vision)
     return made
@@ -74,6 +79,22 @@ def test_an_export_answers_as_transformers_own_pipeline(kind, served):
         assert onnx(asked).dtype == own(asked).dtype == np.float32
         np.testing.assert_allclose(onnx(asked), expected[rows], atol=1e-4)
         np.testing.assert_allclose(own(asked), expected[rows], atol=1e-4)
+
+
+def test_an_export_of_a_pooled_head_answers_as_sentence_transformers(tiny_text, tmp_path):
+    model, tokenizer = load_text(str(tiny_text))
+    model.config.update(named_classes(LABELS))
+    tokenizer.model_max_length = 16
+    head = [torch.nn.Dropout(0.5), Normalize(), torch.nn.Linear(32, 8), torch.nn.Linear(8, len(LABELS))]
+    save_pretrained(model, tokenizer, tmp_path / "kept", "mean", head)
+    expected = SentenceTransformer(str(tmp_path / "kept"), device="cpu").encode(TITLES, convert_to_tensor=True)
+    onnx, own = (
+        OnnxClassifier(deploy.export_onnx(tmp_path / "kept", tmp_path / "onnx")),
+        TitleClassifier(tmp_path / "kept"),
+    )
+    for answer in (onnx, own):
+        assert answer.labels == LABELS
+        np.testing.assert_allclose(answer(TITLES), expected.softmax(-1).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,65 +1,122 @@
-"""TF-IDF with logistic regression against scikit-learn's own, on disk, and beside an encoder."""
+"""Logistic regression against scikit-learn's own; the recommended recipe in plain steps, and its folder at work."""
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 import toys
+from scipy.special import softmax
+from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
+from icssl_lib.baselines import Frozen
 from icssl_lib.classify import classify
 from icssl_lib.config import Run
 from icssl_lib.deploy import TitleClassifier
-from icssl_lib.finetune import Start
-from icssl_lib.lexical import Lexical, geometric_mean
+from icssl_lib.encoders import embed_titles, load_text
+from icssl_lib.finetune import Start, Task
+from icssl_lib.lexical import C, Lexical
+from icssl_lib.recommended import LENGTH, Even, named, recommended
 
 TITLES = ["alma red lamp", "alma mug", "bera lamp 7", "red mug mug", "bera rug", "soft rug 7", "a lamp", "the mug"]
 LABELS = ["lamp", "mug", "lamp", "mug", "rug", "rug", "lamp", "mug"]
+KNOWN = pd.DataFrame({"title": TITLES, "label": LABELS})
+ALL = ["bowl", "rug", "mug", "lamp"]
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_it_is_scikit_learns_own_and_a_label_that_was_not_shown_has_nothing(classes):
-    shown = [i for i, label in enumerate(LABELS) if classes == 3 or label != "rug"]
-    titles, label = [TITLES[i] for i in shown], [LABELS[i] for i in shown]
-    plain = make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), LogisticRegression(C=10, max_iter=2000))
-    plain.fit(titles, label)
-    found = Lexical.fit(titles, label, ["bowl", "rug", "mug", "lamp"])([*TITLES, "of no known word"])
-    at = [["bowl", "rug", "mug", "lamp"].index(name) for name in plain.classes_]
-    np.testing.assert_allclose(found[:, at], plain.predict_proba([*TITLES, "of no known word"]), atol=1e-12)
+    known = KNOWN[(KNOWN.label != "rug") | (classes == 3)]
+    kinds = {"token_pattern": r"\S+"}, {"analyzer": "char_wb", "ngram_range": (2, 5)}
+    vectorizers = [TfidfVectorizer(**kind).fit(known.title) for kind in kinds]
+    rows, asked = (np.hstack([v.transform(titles).toarray() for v in vectorizers]) for titles in (known.title, TITLES))
+    plain = LogisticRegression(C=C, solver="saga", tol=1e-6, max_iter=10_000).fit(rows, known.label)
+    found = Frozen.fit([Lexical.fit(known.title)], known, ALL)(KNOWN)
+    at = [ALL.index(name) for name in plain.classes_]
+    np.testing.assert_allclose(found[:, at], plain.predict_proba(asked), atol=0.05)  # the library's stops early
     assert (np.delete(found, at, axis=1) == 0).all()
 
 
 def test_titles_of_one_label_make_it_the_answer_to_all():
-    found = Lexical.fit(TITLES, ["mug"] * 8, ["lamp", "mug"])(["lamp", "mug"])
+    found = Frozen.fit([Lexical.fit(TITLES)], KNOWN.assign(label="mug"), ["lamp", "mug"])(KNOWN[:2])
     np.testing.assert_array_equal(found, [[0, 1], [0, 1]])
 
 
-def test_what_was_saved_answers_the_same(tmp_path):
-    words = Lexical.fit(TITLES, LABELS, ["lamp", "mug", "rug", "bowl"])
-    words.save(tmp_path)
-    again = Lexical.load(tmp_path)
-    assert again.labels == ["lamp", "mug", "rug", "bowl"]
-    np.testing.assert_allclose(again(TITLES), words(TITLES), atol=1e-6)
+def test_what_was_saved_reads_the_same(tmp_path):
+    words, weight = Lexical.fit(TITLES), np.arange(6.0).reshape(2, 3)
+    words.save(weight, tmp_path)
+    again, same = Lexical.load(tmp_path)
+    np.testing.assert_allclose(again(KNOWN).toarray(), words(KNOWN).toarray(), atol=1e-6)
+    np.testing.assert_array_equal(same, weight)
 
 
-def test_the_geometric_mean_in_plain_loops():
-    encoder, words = np.array([[0.5, 0.3, 0.2], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0]]), np.array([[0.2, 0.2, 0.6]] * 3)
-    words[2] = [0, 0.5, 0.5]
-    for row, a, b in zip(geometric_mean(encoder, words), encoder, words, strict=True):
-        product = [(x * y) ** 0.5 for x, y in zip(a, b, strict=True)]
-        expected = [x / sum(product) for x in product] if sum(product) else a  # they agree on nothing: the encoder's
-        np.testing.assert_allclose(row, expected)
+@pytest.fixture
+def adapted(tiny_text, tmp_path):
+    """An encoder that is not the study's own: its weights moved a little."""
+    model, tokenizer = load_text(str(tiny_text))
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        weight.data += 0.02 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path / "adapted")
+    tokenizer.save_pretrained(tmp_path / "adapted")
+    return Start(str(tmp_path / "adapted"), None)
 
 
-def test_recommended_is_the_student_together_with_tfidf_and_both_are_kept(toy, tiny_text, tiny_vision, tmp_path):
+def task_of(toy, text, vision, start) -> Task:
+    study = toys.study(text, vision)
+    return Task(toy, study, Start(start.encoder, study.vision), seed=0)
+
+
+def test_the_recommended_recipe_in_plain_steps(toy, tiny_text, tiny_vision, adapted):
+    task = task_of(toy, tiny_text, tiny_vision, adapted)
+    train = toy.part("train").iloc[::4].reset_index(drop=True)
+    train = pd.concat([train, named(toy.labels)], ignore_index=True)
+    found = recommended(task, train, ("picture",))
+    own, test = pd.concat([toy.part("ssl"), toy.part("train")]), toy.part("test")
+    model, tokenizer = load_text(adapted.encoder)
+    for weight, before in zip(model.parameters(), load_text(str(tiny_text))[0].parameters(), strict=True):
+        weight.data = found.share * weight.data + (1 - found.share) * before.data
+    rows, asked = (embed_titles(model, tokenizer, list(t), task.study.text).numpy() for t in (own.title, test.title))
+    rows, asked = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rows, asked))
+    values, axes = np.linalg.eigh(np.cov(rows.T))
+    moved = ((asked - rows.mean(axis=0)) @ axes) / np.maximum(values, values.max() * 1e-4) ** 0.25
+    expected = LENGTH * moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    words, even = found.read.features
+    np.testing.assert_allclose(even(test), expected, atol=1e-3)
+    pool = own[~own.id.isin(train.id)]
+    assert set(words.vectorizers["words"].vocabulary_) <= set(" ".join([*train.title, *pool.title]).split())
+    assert len(words.vectorizers["words"].vocabulary_) > len(set(" ".join(train.title).split()))  # it was taught
+    logits = np.hstack([words(test).toarray(), expected]) @ found.read.weight.T + found.read.bias
+    np.testing.assert_allclose(found(test), softmax(logits, axis=1), atol=2e-3)
+
+
+def test_a_product_without_a_picture_has_a_row_of_zeros(toy, tiny_text, tiny_vision, adapted):
+    rows = np.random.default_rng(0).normal(size=(len(toy.products), 3))
+    rows[::5] = 0
+    even = Even.fit(lambda products: rows[products.index], task_of(toy, tiny_text, tiny_vision, adapted))
+    length = np.linalg.norm(even(toy.products), axis=1)
+    np.testing.assert_allclose(length, LENGTH * rows.any(axis=1))
+
+
+def test_dev_leaves_out_an_adaptation_that_spoilt_the_encoder(toy, tiny_text, tiny_vision, tmp_path):
+    model, tokenizer = load_text(str(tiny_text))
+    model.get_input_embeddings().weight.data.zero_()  # it tells no word from another
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    task = task_of(toy, tiny_text, tiny_vision, Start(str(tmp_path)))
+    assert recommended(task, toy.part("train").head(16)).share < 1
+
+
+def test_its_folder_answers_as_it_did_and_is_a_sentence_transformer(toy, tiny_text, tiny_vision, adapted, tmp_path):
     study, titles = toys.study(tiny_text, tiny_vision), list(toy.part("test").title)
-    start = Start(str(tiny_text))
+    start = Start(adapted.encoder, study.vision)
     read = classify(Run("toy", "recommended", 0), 0.5, toy, study, start, keep=tmp_path / "f100")
     both, alone = (TitleClassifier(tmp_path / "f100", words=words) for words in (True, False))
     found = both(titles)
     assert [both.labels[i] for i in found.argmax(axis=1)] == read.predictions.predicted.tolist()
-    np.testing.assert_allclose(found.max(axis=1), read.predictions.confidence, atol=1e-4)
-    np.testing.assert_allclose(found, geometric_mean(alone(titles), both.words(titles)), atol=1e-6)
-    assert not np.allclose(found, alone(titles))
-    student = classify(Run("toy", "self_trained_names", 0), 0.5, toy, study, start)
-    np.testing.assert_allclose(alone(titles).max(axis=1), student.predictions.confidence, atol=1e-4)
+    np.testing.assert_allclose(found.max(axis=1), read.predictions.confidence, atol=1e-3)
+    assert not np.allclose(found, alone(titles), atol=0.01)
+    elsewhere = SentenceTransformer(str(tmp_path / "f100"), device="cpu")
+    np.testing.assert_allclose(softmax(elsewhere.encode(titles), axis=1), alone(titles), atol=1e-4)
+    assert elsewhere[0].auto_model.config.id2label[1] == toy.labels[1]
