@@ -47,7 +47,7 @@ def trainings_of(study: Study, products: pd.DataFrame) -> list[tuple[str, str, s
     for method in study.methods:
         entry, own = entry_of(study, method), study.of(method)
         if adapted_by(study, method) == method:
-            pairs = products.part.isin(entry.pairs_of) & ((entry.pictures == "none") | (products.image_row >= 0))
+            pairs = (products.part == "ssl") & ((entry.pictures == "none") | (products.image_row >= 0))
             n = round(own.adapt.ssl_fraction * pairs.sum())
             batches = n // max(1, min(own.adapt.batch_size, n))
             rows.append(("adapt", method, method, seeds * own.adapt.epochs * batches))

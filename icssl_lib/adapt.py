@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -62,13 +62,11 @@ def build_vision(study: Study) -> VisionTower:
     return VisionTower(encoders.load_vision(vision), dim, depth, vision.frozen, vision.image_size)
 
 
-def ssl_pairs(
-    catalogue: Catalogue, pictures: str, seed: int, fraction: float = 1.0, parts: Sequence[str] = ("ssl",)
-) -> pd.DataFrame:
-    """Titles and picture rows of a random ``fraction`` of ``parts``: title, image_row, group (equal where normalised
-    titles are). ``pictures``: "none" takes all titles; "own" those with a picture; "shuffled" gives each of these the
-    picture of another product (a random cyclic order: nobody keeps its own)."""
-    ssl = pd.concat([catalogue.part(part)[["title", "image_row"]] for part in parts], ignore_index=True)
+def ssl_pairs(catalogue: Catalogue, pictures: str, seed: int, fraction: float = 1.0) -> pd.DataFrame:
+    """Titles and picture rows of a random ``fraction`` of the SSL part: title, image_row, group (equal for equal
+    normalised titles). ``pictures``: "none" takes all titles; "own" those with a picture; "shuffled" gives each of
+    these the picture of another product (a random cyclic order: nobody keeps its own)."""
+    ssl = catalogue.part("ssl")[["title", "image_row"]].reset_index(drop=True)
     if pictures != "none":
         ssl = ssl[ssl.image_row >= 0].reset_index(drop=True)
     if pictures == "shuffled":
@@ -208,7 +206,7 @@ def _adapt(run: Run, catalogue: Catalogue, study: Study, path: Path | None, prog
         raise ValueError(f"'{run.method}' uses the encoder as it comes; there is nothing to adapt")
     set_seed(run.seed)
     accelerator = make_accelerator(study.runtime)
-    pairs = ssl_pairs(catalogue, entry.pictures, run.seed, config.ssl_fraction, entry.pairs_of)
+    pairs = ssl_pairs(catalogue, entry.pictures, run.seed, config.ssl_fraction)
     size = min(config.batch_size, len(pairs)) // accelerator.num_processes * accelerator.num_processes
     if size < 2:
         few = "too few titles" if entry.pictures == "none" else "too few titles with a picture"

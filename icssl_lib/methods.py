@@ -60,7 +60,6 @@ class Method:
     title: str  # for people
     loss: "Callable[[Towers, Batch, AdaptConfig], Tensor] | None" = None  # None: the encoder as it comes
     pictures: Literal["none", "own", "shuffled"] = "none"  # shuffled: of other products, drawn once per seed
-    pairs_of: tuple[str, ...] = ("ssl",)  # parts whose titles and pictures, never labels, adaptation sees
     classifier: Literal["finetune", "recommended", "late", "frozen", "self_taught", "labelled", "oracle"] = "finetune"
     features: tuple[str, ...] = ()  # what a classifier of frozen features, or a teacher, reads: `baselines.FEATURES`
     after: str | None = None  # another method, from whose encoder of the same seed adaptation starts
@@ -112,10 +111,6 @@ METHODS: dict[str, Method] = {
     "oracle": Method("Ceiling: title oracle", classifier="oracle", features=_WORDS),
     "convirt_sigmoid": Method("ConVIRT, sigmoid loss", convirt_sigmoid, pictures="own", scaled=True),
     "recommended": Method("Recommended", encoder="convirt", features=("picture",), **_RECOMMENDED),
-    "convirt_more": Method("Frozen ConVIRT, pairs of Train too", convirt, "own", pairs_of=("ssl", "train"), **_PROBE),
-    "recommended_more": Method(
-        "Recommended, pairs of Train too", encoder="convirt_more", features=("picture",), **_RECOMMENDED
-    ),
     "recommended_shuffled": Method(
         "Recommended, shuffled pairs (control)",
         encoder="convirt_shuffled",
