@@ -118,9 +118,8 @@ def dev_accuracy(study: Study, catalogue: Catalogue, encoder: str, row: dict) ->
         orders = (torch.randperm(len(train), generator=generator) for _ in range(epochs))
         rows = (part for order in orders for part in order.split(config.batch_size))
         batches = ((0, take(tokens, part, "cpu") | {"target": target[part]}) for part in rows)
-        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1)
         step = partial(adapt.plain_step, accelerator=accelerator)
-        finetune.train(model, batches, loss_fn, optimizer, schedule, step)
+        finetune.train(model, batches, loss_fn, optimizer, step)
         probability = finetune.outputs(model, asked, accelerator).softmax(-1).numpy()
     return finetune.accuracy(probability, dev, labels)
 

@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from plan import products_of, trainings_of
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import get_scheduler
 
 from icssl_lib import adapt
 from icssl_lib.config import load_config
@@ -75,18 +74,18 @@ def main() -> None:
         size = study.vision.image_size
         batch["images"] = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, device=device)
     optimizer = torch.optim.AdamW(towers.parameters(), lr=study.adapt.lr, weight_decay=1e-8, fused=True)
-    schedule, losses, spent = get_scheduler("constant", optimizer), [], []
+    losses, spent = [], []
     plain = partial(adapt.plain_step, accelerator=accelerator)
     train = partial(adapt.train, towers, loss_fn=partial(entry.loss, config=study.adapt), optimizer=optimizer)
     few = {name: rows[:8] for name, rows in batch.items()}  # what is recorded is not counted
     with FlopCounterMode(display=False) as counter, fast(towers, runtime.fast):
-        train([(0, few)], schedule=schedule, step=plain, history=losses)
+        train([(0, few)], step=plain, history=losses)
     with fast(towers, runtime.fast) as packing:
         capture = options.chunk is None and can_capture(runtime, accelerator)
         step = plain if options.chunk is None else cached(accelerator, options.chunk)
         step = Recorded(step, towers.parameters(), packing, device, capture)
-        train([(0, batch)] * (2 * capture), schedule=schedule, step=step, history=losses)  # the second is recorded
-        train([(0, batch)] * options.steps, schedule=schedule, step=step, history=spent)
+        train([(0, batch)] * (2 * capture), step=step, history=losses)  # the second is recorded
+        train([(0, batch)] * options.steps, step=step, history=spent)
     seconds = statistics.median(np.diff([0.0, *(row[3] for row in spent)]))
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

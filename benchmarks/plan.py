@@ -55,7 +55,7 @@ def trainings_of(study: Study, products: pd.DataFrame) -> list[tuple[str, str, s
         names = products.label.nunique() * (entry.names or config.label_names)
         labelled = [int(np.ceil(f * (products.part == "train").sum())) + names for f in config.fractions]
         steps = seeds * sum(config.steps(n)[1] for n in labelled)
-        trains = entry.classifier in ("late", *["finetune"] * (not config.features))
+        trains = entry.classifier == "finetune" and not config.features
         rows.append(("finetune", method, *(("finetune", steps) if trains else ("", 0))))
     return rows
 
@@ -77,8 +77,8 @@ def step_cost(study: Study, kind: str, titles: list[str]) -> tuple[float, float]
         model, batch = finetune.build(own.text.model, ["a", "b"], own)[0], tokens
         loss_fn = lambda model, batch: logits(model, batch).mean()  # noqa: E731
     model, plain = model.to(accelerator.device), partial(adapt.plain_step, accelerator=accelerator)
-    optimizer, schedule = adapt.prepared(torch.optim.AdamW, model, own.adapt, 14, accelerator)
-    train = partial(adapt.train, model, loss_fn=loss_fn, optimizer=optimizer, schedule=schedule, history=[])
+    optimizer = adapt.prepared(torch.optim.AdamW, model, own.adapt, accelerator)
+    train = partial(adapt.train, model, loss_fn=loss_fn, optimizer=optimizer, history=[])
     clock = time.perf_counter if accelerator.device.type == "cuda" else lambda: time.process_time() / runtime.threads
     with fast(model, runtime.fast) as packing:
         with FlopCounterMode(display=False) as counter:

@@ -37,10 +37,10 @@ DESIGNS = {
     "title_int8": "Title, ONNX int8",
     "title_words": "Title + TF-IDF",
     "picture": "Picture",
-    "late": "Title + picture (late)",
+    "late": "Title + picture",
 }
 EXPORTS = ("title_onnx", "title_int8")  # onnxruntime serves them, on the CPU
-SERVES = {"finetune": "title", "recommended": "title_words", "late": "late"}  # what serves a kind of classifier
+SERVES = {"finetune": "title", "recommended": "title_words"}  # what serves a kind of classifier
 COSTS = ["p50_ms", "p99_ms", "items_per_s", "peak_mb", "model_mb", "bytes_per_request", "gflops"]
 WARM = 2  # calls before any is timed: the first ones fill caches
 COUNTED = 16  # products at least over which operations are averaged, since titles differ in length
@@ -353,9 +353,9 @@ def accuracy_against_cost(
     towers = {name for name, variant in study.variants.items() if variant.settings.keys() & {"text", "vision"}}
     entries = {m: entry_of(study, m) for m in known["method"].unique() if m not in towers}
     serves = {m: SERVES.get(entry.classifier) for m, entry in entries.items()}
-    serves |= {
-        m: "picture" for m, entry in entries.items() if entry.classifier == "frozen" and entry.features == ("picture",)
-    }
+    for m, entry in entries.items():
+        if entry.classifier in ("frozen", "self_taught") and "picture" in entry.features:
+            serves[m] = "late" if "title" in entry.features else "picture"
     served = pd.DataFrame({"method": serves.keys(), "what": serves.values()}).dropna()
     first = cost[(cost["batch"] == batch) & (cost["device"] == cost["device"].iloc[0])]
     if absent := list(served[~served["what"].isin(first["what"])]["method"]):

@@ -16,9 +16,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
-from transformers import get_scheduler
 
 from icssl_lib import encoders, losses
 from icssl_lib.catalogue import Catalogue, normalise_title
@@ -136,20 +134,19 @@ def plain_step(model: nn.Module, batch: Batch, loss_fn: Callable, accelerator: A
 
 
 def prepared(
-    kind: type[Optimizer], model: nn.Module, config: AdaptConfig | FinetuneConfig, steps: int, accelerator: Accelerator
-) -> tuple[Optimizer, LRScheduler]:
-    """Optimizer and schedule of a training of ``steps``; from here on each process draws dropout of its own."""
+    kind: type[Optimizer], model: nn.Module, config: AdaptConfig | FinetuneConfig, accelerator: Accelerator
+) -> Optimizer:
+    """The optimizer of what trains in a model; from here on each process draws dropout of its own."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = kind(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    schedule = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
     if accelerator.process_index:
         torch.manual_seed(torch.initial_seed() + 1000 * accelerator.process_index)
-    return accelerator.prepare(optimizer), schedule
+    return accelerator.prepare(optimizer)
 
 
 def train(
     towers: Towers, batches: Iterable[tuple[int, Batch]], loss_fn: Callable[[Towers, Batch], Tensor],
-    optimizer: Optimizer, schedule: LRScheduler, step: Callable, history: list[tuple],
+    optimizer: Optimizer, step: Callable, history: list[tuple],
 ) -> None:  # fmt: skip
     """Train the towers in place, one ``step`` (forward and backward: `plain_step` or what replaces it in `fast`) for
     each batch, appended to ``history``: step, epoch, loss, seconds."""
@@ -158,7 +155,6 @@ def train(
     for epoch, batch in batches:
         loss = step(towers, batch, loss_fn)
         optimizer.step()
-        schedule.step()
         optimizer.zero_grad()
         value = loss.item()  # a GPU is waited for once, when all of the step has been started
         if not math.isfinite(value):
@@ -224,8 +220,8 @@ def _adapt(run: Run, catalogue: Catalogue, study: Study, path: Path | None, prog
         step = partial(plain_step, accelerator=accelerator) if alone else cached(accelerator, config.chunk_size)
         step = Recorded(step, towers.parameters(), packing, accelerator.device, capture)
         steps, history = config.epochs * whole // size, []
-        optimizer, schedule = prepared(AdamW, towers, config, steps, accelerator)
-        parts = {"towers": towers, "optimizer": optimizer, "schedule": schedule, "history": history}
+        optimizer = prepared(AdamW, towers, config, accelerator)
+        parts = {"towers": towers, "optimizer": optimizer, "history": history}
         checkpoint = Checkpoint(path, study.runtime.checkpoint_minutes, accelerator, **parts)
 
         def order(_: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -235,7 +231,7 @@ def _adapt(run: Run, catalogue: Catalogue, study: Study, path: Path | None, prog
         hidden = not (progress and accelerator.is_main_process)
         bar = tqdm(rows, str(run), steps, initial=len(history), unit="step", disable=hidden)
         batches = pair_batches(bar, pairs, tokens, images, config, accelerator, LENGTHS if capture else 1)
-        train(towers, batches, partial(entry.loss, config=config), optimizer, schedule, step, history)
+        train(towers, batches, partial(entry.loss, config=config), optimizer, step, history)
         checkpoint.remove()
         space = pd.concat([before, measured().assign(when="after")], ignore_index=True)
     tokenizer.model_max_length = study.text.max_tokens  # others cut titles where adaptation did

@@ -17,7 +17,7 @@ from icssl_lib.adapt import picture_features
 from icssl_lib.encoders import VisionTower, embed_titles, load_text, load_vision
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
-from icssl_lib.finetune import Read, Task, accuracy, fit
+from icssl_lib.finetune import Read, Task
 from icssl_lib.lexical import KINDS, regression
 
 Features = Callable[[pd.DataFrame], np.ndarray | sparse.csr_matrix]  # products to unit rows (N, F)
@@ -124,26 +124,6 @@ def taught(task: Task, train: pd.DataFrame, student: Reading, teacher: Reading) 
 def self_taught(task: Task, train: pd.DataFrame, features: tuple[str, ...]) -> Frozen:
     """`taught` with a teacher and a student that read the same."""
     return taught(task, train, *[lambda rows: [FEATURES[name](task, rows) for name in features]] * 2)
-
-
-def late(task: Task, train: pd.DataFrame) -> Read:
-    """Late fusion: the probabilities of the fine-tuned title and of the frozen picture, averaged with the weight, of 0,
-    0.1, ..., 1, that is best on Dev, the smallest of equals. Without a picture the title decides alone."""
-    of_title, of_picture = fit(task, train), frozen(task, train, ("picture",))
-    dev, labels = task.catalogue.part("dev"), task.catalogue.labels
-
-    def both(products: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        own, shown = of_title(products), (products.image_row >= 0).to_numpy()[:, None]
-        return own, np.where(shown, of_picture(products), own)
-
-    title, picture = both(dev)
-    weight = max(np.arange(11) / 10, key=lambda w: accuracy((1 - w) * title + w * picture, dev, labels))
-
-    def read(products: pd.DataFrame) -> np.ndarray:
-        title, picture = both(products)
-        return (1 - weight) * title + weight * picture
-
-    return read
 
 
 def labelled(task: Task, train: pd.DataFrame) -> Read:

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
-from icssl_lib.baselines import frozen, labelled, late, oracle, self_taught
+from icssl_lib.baselines import frozen, labelled, oracle, self_taught
 from icssl_lib.catalogue import Catalogue, CatalogueError, head_tail, train_subset
 from icssl_lib.config import Run, Study
 from icssl_lib.encoders import VisionTower, explained, load_text, load_vision, pooling_of, tokenize
@@ -20,8 +20,8 @@ from icssl_lib.recommended import named, recommended
 from icssl_lib.remedies import confusable, flipped
 
 CLASSIFIERS = {  # each takes a task, labelled products and, if any, a method's features, and returns a `Read`
-    "finetune": fit, "recommended": recommended, "late": late, "frozen": frozen,
-    "self_taught": self_taught, "labelled": labelled, "oracle": oracle,
+    "finetune": fit, "recommended": recommended, "frozen": frozen, "self_taught": self_taught,
+    "labelled": labelled, "oracle": oracle,
 }  # fmt: skip
 KEPT = ("finetune", "recommended")  # those that read titles alone, with an encoder, can be saved
 

@@ -121,8 +121,6 @@ class AdaptConfig(Strict):
     batch_size: Annotated[int, Field(ge=2)] = 32
     lr: PositiveFloat = 1e-5
     weight_decay: Weight = 1e-8
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: Share = 0.0  # of the steps
     temperature: PositiveFloat = 0.1
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.75
     positive_in_denominator: bool = False  # False: Eqs. 3, 6, 7 as printed; True: InfoNCE
@@ -139,8 +137,6 @@ class FinetuneConfig(Strict):
     batch_size: PositiveInt = 32
     lr: PositiveFloat = 5e-5
     weight_decay: Weight = 1e-8
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: Share = 0.0
     label_noise: Share = 0.0  # of Train's labels that are made wrong
     noise_towards: Literal["any", "similar"] = "any"  # "similar": a class that TF-IDF confuses with the right one
     imbalance: Literal["none", "logit_adjusted", "class_balanced"] = "none"

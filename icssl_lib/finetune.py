@@ -13,7 +13,6 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 
 from icssl_lib import encoders
@@ -110,7 +109,7 @@ def begin(tower: TextTower, tokens: Batch, target: Tensor, accelerator: Accelera
 
 def train(
     model: nn.Module, batches: Iterable[tuple[int, Batch]], loss_fn: Callable[[nn.Module, Batch], Tensor],
-    optimizer: Optimizer, schedule: LRScheduler, step: Callable,
+    optimizer: Optimizer, step: Callable,
 ) -> None:  # fmt: skip
     """Train a classifier in place, one step for each batch; arguments as of `adapt.train`."""
     loss = torch.zeros(())
@@ -118,7 +117,6 @@ def train(
     for _, batch in batches:
         loss = step(model, batch, loss_fn)
         optimizer.step()
-        schedule.step()
         optimizer.zero_grad()
     if not torch.isfinite(loss):
         raise FloatingPointError(f"fine-tuning diverged: the loss is {loss.item()}; lower finetune.lr")
@@ -137,9 +135,9 @@ def fit(task: Task, train_set: pd.DataFrame) -> Reader:
     tokens = read.tokens(train_set)
     if config.head == "pooled":
         begin(model, tokens, target, accelerator)
-    epochs, steps = config.steps(len(train_set))
-    optimizer, schedule = prepared(Adam, model, config, steps, accelerator)
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    epochs, _ = config.steps(len(train_set))
+    optimizer = prepared(Adam, model, config, accelerator)
+    parts = {"model": model, "optimizer": optimizer}
     checkpoint = Checkpoint(task.checkpoint, study.runtime.checkpoint_minutes, accelerator, **parts)
 
     def order(_: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -154,7 +152,7 @@ def fit(task: Task, train_set: pd.DataFrame) -> Reader:
     with fast(model, study.runtime.fast) as packing:
         step = partial(plain_step, accelerator=accelerator)
         step = Recorded(step, model.parameters(), packing, accelerator.device, capture)
-        train(model, batches, loss_fn, optimizer, schedule, step)
+        train(model, batches, loss_fn, optimizer, step)
     checkpoint.remove()
     return read
 

@@ -60,7 +60,7 @@ class Method:
     title: str  # for people
     loss: "Callable[[Towers, Batch, AdaptConfig], Tensor] | None" = None  # None: the encoder as it comes
     pictures: Literal["none", "own", "shuffled"] = "none"  # shuffled: of other products, drawn once per seed
-    classifier: Literal["finetune", "recommended", "late", "frozen", "self_taught", "labelled", "oracle"] = "finetune"
+    classifier: Literal["finetune", "recommended", "frozen", "self_taught", "labelled", "oracle"] = "finetune"
     features: tuple[str, ...] = ()  # what a classifier of frozen features, or a teacher, reads: `baselines.FEATURES`
     after: str | None = None  # another method, from whose encoder of the same seed adaptation starts
     encoder: str | None = None  # another method, whose encoder (and vision tower) this one classifies with
@@ -74,11 +74,11 @@ class Method:
 
     @property
     def uses_images(self) -> bool:
-        return self.classifier == "late" or any(name.startswith("picture") for name in self.features)
+        return any(name.startswith("picture") for name in self.features)
 
     @property
     def reads_encoder(self) -> bool:
-        return self.classifier in ("finetune", "recommended", "late") or "title" in self.features
+        return self.classifier in ("finetune", "recommended") or "title" in self.features
 
 
 _WORDS = ("words", "ngrams")
@@ -102,11 +102,11 @@ METHODS: dict[str, Method] = {
     "probe_convirt_names": Method("Frozen ConVIRT, names", encoder="convirt", names=True, **_PROBE),
     "probe_ngrams": Method("Frozen ConVIRT + TF-IDF, names", encoder="convirt", names=True, **_BOTH),
     "taught": Method("Frozen ConVIRT + TF-IDF, names, self-taught", **_TAUGHT),
-    "taught_picture": Method("Self-taught, + picture", **_TAUGHT | {"features": (*_WORDS, "title", "picture")}),
+    "taught_picture": Method(
+        "Self-taught, + picture at inference", **_TAUGHT | {"features": (*_WORDS, "title", "picture")}
+    ),
     "mlm": Method("Masked LM", mlm, words=True),
     "image": Method("Picture alone", classifier="frozen", features=("picture",)),
-    "dual_late": Method("Title + picture (late)", classifier="late"),
-    "dual_convirt": Method("Title + picture (late, ConVIRT)", classifier="late", encoder="convirt"),
     "labelled": Method("Ceiling: the class has a label", classifier="labelled"),
     "oracle": Method("Ceiling: title oracle", classifier="oracle", features=_WORDS),
     "convirt_sigmoid": Method("ConVIRT, sigmoid loss", convirt_sigmoid, pictures="own", scaled=True),

@@ -14,7 +14,7 @@ from icssl_lib import notebooks, report
 from icssl_lib.config import load_config
 from icssl_lib.dag import ROOT
 
-RIGHT = {"origin": 0.4, "convirt": 0.6, "convirt_shuffled": 0.35, "tfidf": 0.4, "dual_late": 0.8}
+RIGHT = {"origin": 0.4, "convirt": 0.6, "convirt_shuffled": 0.35, "tfidf": 0.4, "taught_picture": 0.8}
 VARIANTS = {
     "cooler": {"of": "convirt", "adapt": {"temperature": 0.05}},
     "warmer": {"of": "convirt", "adapt": {"temperature": 1}},
@@ -80,7 +80,7 @@ def test_beyond_compares_methods_and_leaves_variants_out(full):
     assert found.query("metric == 'accuracy'")["p_holm"].between(0, 1).all()
     share = pd.read_csv(figures / "share_kept.csv")
     assert set(share["method"]) == {"convirt", "convirt_shuffled", "tfidf"}
-    assert set(share["dual"]) == {"dual_late"}
+    assert set(share["dual"]) == {"taught_picture"}
     kept = share.query("method == 'convirt' and dataset == 'all' and fraction == 1")["share"].item()
     assert 0.2 < kept < 0.8  # drawn half way
     factor = pd.read_csv(figures / "factor.csv")

@@ -26,7 +26,7 @@ def study(seed=0, datasets=("one", "two"), fractions=(0.05, 1.0), skill=None, it
         for fraction in fractions:
             by_method = {
                 m: [np.where(rng.random(items) < p, label, rng.choice([*"abcd"], items)) for _ in range(seeds)]
-                for m, p in (skill or {"origin": 0.3, "convirt": 0.5, "dual_late": 0.8}).items()
+                for m, p in (skill or {"origin": 0.3, "convirt": 0.5, "taught_picture": 0.8}).items()
             }
             frames.append(table(label, by_method, dataset, fraction))
     return pd.concat(frames, ignore_index=True)
@@ -77,7 +77,7 @@ def only(frame, **keys):
 @pytest.mark.parametrize("metric", ["accuracy", "tail_macro_f1"])
 def test_compare_equals_loops(metric):
     frame = study()
-    pairs = [("convirt", "origin"), ("convirt", "dual_late")]
+    pairs = [("convirt", "origin"), ("convirt", "taught_picture")]
     found = metrics.compare(frame.sample(frac=1, random_state=0), pairs, PARTS, n=N)
     assert len(found) == 3 * 2 * 2 * 2
     for method, against in pairs:
@@ -102,7 +102,7 @@ def test_p_is_never_0_and_1_for_the_same_predictions():
 
 
 def test_holm_is_over_all_cells_of_a_dataset_and_metric():
-    pairs = [("convirt", "origin"), ("dual_late", "origin"), ("dual_late", "convirt")]
+    pairs = [("convirt", "origin"), ("taught_picture", "origin"), ("taught_picture", "convirt")]
     found = metrics.compare(study(datasets=("one",)), pairs, PARTS, n=N)
     for dataset in ("one", "all"):
         for metric in metrics.COMPARED:

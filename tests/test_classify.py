@@ -108,14 +108,12 @@ def test_train_is_a_plain_loop_over_its_batches(study, toy):
         torch.manual_seed(0)
         model = build(study.text.model, toy.labels, study)[0].train()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
         for _, batch in batches if own else ():
             loss_fn(model, batch).backward()
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
         if not own:
-            train(model, batches, loss_fn, optimizer, schedule, step)
+            train(model, batches, loss_fn, optimizer, step)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*weights)
 
@@ -138,7 +136,7 @@ def test_a_classifier_begins_with_a_bare_encoder_and_a_new_head_whatever_the_fol
         assert build(str(tmp_path / f"old{n}"), ["a"], study)[0].config.problem_type == "single_label_classification"
 
 
-@pytest.mark.parametrize("method", ["origin", "dual_late", "recommended"])
+@pytest.mark.parametrize("method", ["origin", "recommended"])
 def test_a_seed_gives_the_same_predictions(method, toy, run):
     one, same, other = (run(method, toy, seed=seed).predictions for seed in (0, 0, 1))
     pd.testing.assert_frame_equal(one, same)
@@ -282,24 +280,13 @@ def test_products_without_a_picture_get_one_answer(toy, run):
     none = changed(toy, toy.products.part == "train", "image_row", -1)
     usual = none.part("train").label.value_counts().sort_index().idxmax()
     assert set(run("image", none).predictions.predicted) == {usual}
-    bare = changed(toy, toy.products.index, "image_row", -1)
-    pd.testing.assert_frame_equal(run("dual_late", bare).predictions, run("origin", bare).predictions)
 
 
-@pytest.mark.parametrize("method", ["image", "dual_late"])
+@pytest.mark.parametrize("method", ["image", "recommended"])
 def test_a_catalogue_without_pictures_is_refused(method, toy, run):
     bare = dataclasses.replace(toy, products=toy.products.assign(image_row=-1), images=None)
     with pytest.raises(ValueError, match=f"toy has no pictures; '{method}' needs them"):
         run(method, bare)
-
-
-def test_late_fusion_says_what_both_of_its_classifiers_say_and_is_no_worse_on_dev(toy, run):
-    late, *alone = (run(method, toy, epochs=12) for method in ("dual_late", "origin", "image"))
-    title, image = (read.predictions.predicted for read in alone)
-    agree = title == image
-    assert agree.any()
-    assert (late.predictions.predicted[agree] == title[agree]).all()
-    assert late.dev_accuracy >= max(read.dev_accuracy for read in alone)  # weights 0 and 1 were tried
 
 
 def test_a_classifier_of_pictures_reads_the_adapted_tower(study, toy, tmp_path):

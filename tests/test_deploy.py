@@ -216,10 +216,10 @@ def results(methods: list[str]) -> pd.DataFrame:
 
 def test_each_method_has_the_cost_of_what_it_is_served_by(cost, tiny_text, tiny_vision):
     study = toys.study(tiny_text, tiny_vision)
-    methods = ["origin", "convirt", "tfidf", "image", "dual_late", "recommended"]
+    methods = ["origin", "convirt", "tfidf", "image", "taught_picture", "recommended"]
     table = serving.accuracy_against_cost(cost, results(methods), study)
     first = table[table.fraction == 0.2].set_index("method")
-    expected = {"origin": "title", "convirt": "title", "image": "picture", "dual_late": "late"}
+    expected = {"origin": "title", "convirt": "title", "image": "picture", "taught_picture": "late"}
     assert first.what[first.index.notna()].to_dict() == expected | {"recommended": "title_words"}
     assert set(first.what[first.index.isna()]) == set(serving.EXPORTS)
     assert first.accuracy["convirt"] == pytest.approx(0.3 + 0.2 / 3 + 1 / 50)

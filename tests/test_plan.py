@@ -18,7 +18,7 @@ from icssl_lib.sources.raw import CatalogueError
 from icssl_lib.sources.synthetic.pretrain import loadable
 
 
-@pytest.mark.parametrize("method", ["simcse", "convirt", "mlm_simcse", "dual_late", "tfidf"])
+@pytest.mark.parametrize("method", ["simcse", "convirt", "mlm_simcse", "tfidf"])
 def test_steps_are_those_that_training_takes(toy, tiny_text, tiny_vision, method):
     methods = ["origin", "simcse", "convirt"]
     study = toys.study(

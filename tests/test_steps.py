@@ -19,7 +19,7 @@ VARIANTS = {
     "on_words": {"of": "origin", "finetune": {"features": ["words"]}},
 }
 ADAPTING = ["simcse", "convirt", "convirt_sigmoid", "mlm", "mlm_simcse"]
-CLASSIFYING = ["origin", "recommended", "dual_late", "labelled"]
+CLASSIFYING = ["origin", "recommended", "labelled"]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_ten_steps_of_adaptation(root, folder, method):
     assert len(set(ten)) > 1
 
 
-@pytest.mark.parametrize("method", ["origin", "convirt", "dual_late"])
+@pytest.mark.parametrize("method", ["origin", "convirt"])
 def test_ten_steps_of_fine_tuning(root, folder, method):
     ten = steps(root, folder, "03_finetune", method)
     assert len(ten) == 10
