@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from icssl_lib import metrics
+from icssl_lib.methods import METHODS
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 STARS = "Means over the data sets; * marks p < 0.05 by Holm over"
@@ -15,6 +16,23 @@ STARS = "Means over the data sets; * marks p < 0.05 by Holm over"
 def table2(study: str) -> None:
     """Accuracies and the paper's, as text."""
     print(f"```text\n{metrics.format_table2(pd.read_csv(FIGURES / study / 'results.csv'))}\n```")
+
+
+def accuracy(study: str, strong: str = "ngrams_names") -> None:
+    """Mean accuracies over seeds. In bold: the best of a column that reads titles alone, and ``strong`` words where no
+    method that fine-tunes is ahead of them."""
+    rows = metrics.summary(pd.read_csv(FIGURES / study / "results.csv"))
+    entries = rows["method"].map(METHODS)
+    tuned = entries.map(lambda entry: entry.classifier == "finetune")
+    able = entries.map(
+        lambda e: e.classifier not in ("labelled", "oracle") and not (e.uses_images and e.encoder is None)
+    )
+    able &= rows["method"] != "taught_picture"
+    best, beaten = (rows["accuracy"].where(which).groupby(rows["fraction"]).transform("max") for which in (able, tuned))
+    bold = (able & (rows["accuracy"] == best)) | ((rows["method"] == strong) & (rows["accuracy"] >= beaten))
+    shown = rows["accuracy"].map("{:.3f}".format)
+    by_fraction(rows.assign(shown=shown.where(~bold, "**" + shown + "**")), {"dataset": "", "method": "Test accuracy"})
+    print(f"\nMeans over {rows['seeds'].min()} seeds.")
 
 
 def text(path: str) -> None:
