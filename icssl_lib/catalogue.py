@@ -1,7 +1,6 @@
 """A product catalogue of one dataset: ingest with a report, grouped split, nested subsets, head and tail."""
 
 import hashlib
-import html
 import json
 import math
 import re
@@ -19,7 +18,7 @@ import pandas as pd
 from icssl_lib.config import SourceConfig
 from icssl_lib.files import written_whole
 from icssl_lib.images import write_store
-from icssl_lib.sources.raw import CatalogueError, RawCatalogue, Report
+from icssl_lib.sources.raw import CatalogueError, RawCatalogue, Report, unescaped
 
 PARTS = {"ssl": 50, "train": 30, "dev": 10, "test": 10}  # per cent of the products
 
@@ -194,18 +193,21 @@ def open_catalogue(folder: Path) -> Catalogue:
     return Catalogue(meta["name"], products, images, report, meta["split_hash"], folder)
 
 
-_ENTITY = re.compile(r"&(#\d+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
-_INVISIBLE = re.compile("[\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")  # joins, directions
+_INVISIBLE = re.compile(  # joins, directions, fillers, tags
+    "[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # lone surrogates too
 _REPAIRS = {
-    "HTML entities": lambda text: _ENTITY.sub(lambda entity: html.unescape(entity[0]), text),
+    "HTML entities": unescaped,
     "another Unicode form": lambda text: unicodedata.normalize("NFC", text),
     "zero-width characters": lambda text: _INVISIBLE.sub("", text),
     "control characters": lambda text: _CONTROL.sub(" ", text),
 }
 
 
-_MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a"}  # what programs write for a text that is absent
+# What programs and people write for a text that is absent
+_MISSING = {"nan", "none", "null", "n/a", "n.a.", "na", "<na>", "#n/a", "-", "?", "missing"}
 
 
 def _clean(raw: RawCatalogue, keep_unlabelled: bool, unescape: bool) -> pd.DataFrame:
@@ -271,17 +273,18 @@ def _with_parts(products: pd.DataFrame, report: Report, min_size: int, seed: int
     else:
         products["part"] = split(products, seed)
     astray = (products["label"] == "") & (products["part"] != "ssl")
-    report.rows("empty label, and the title of a product of another part", "dropped", products[astray])
-    return products[~astray].reset_index(drop=True)
+    report.rows("empty label, and of another part than ssl", "dropped", products[astray])
+    products = products[~astray].reset_index(drop=True)
+    if empty := sorted(set(PARTS) - set(products["part"])):
+        raise CatalogueError(f"no product is of the part {empty[0]}; no part may be empty")
+    return products
 
 
 def _check_parts(products: pd.DataFrame, report: Report) -> None:
-    """The source's own parts: each known, none empty; titles of several parts are counted."""
+    """The source's own parts: each known; titles of several parts are counted."""
     astray = products[~products["part"].isin(PARTS)]
     if len(astray):
         first = f"{astray['id'].iloc[0]}: {astray['part'].iloc[0]!r}"
         raise CatalogueError(f"{len(astray)} products of another part than {', '.join(PARTS)}, e.g. {first}")
-    if empty := sorted(set(PARTS) - set(products["part"])):
-        raise CatalogueError(f"no product is of the part {empty[0]}; no part may be empty")
     first = products["part"].groupby(products["title"].map(normalise_title)).transform("first")
     report.rows("title that stands in another part too", "kept", products[first != products["part"]])

@@ -125,7 +125,7 @@ def test_labels_from_a_second_table(tmp_path):
     raw = load("shop", source(write(tmp_path / "p.csv", ROWS.drop(columns="class")), labels=second))
     assert raw.table["label"].tolist() == ["lamp", "chair", ""]
     assert raw.report.frame().to_numpy().tolist() == [
-        ["further label of an id, in l.csv", "left out", 1, ""],
+        ["further label of an id, in l.csv", "left out", 1, "008"],
         ["id without a label, in l.csv", "left out", 1, "009"],
     ]
     with pytest.raises(CatalogueError, match=r"l\.csv: no column 'kye'; did you mean 'key'"):
