@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 
 from icssl_lib.adapt import load_towers
-from icssl_lib.catalogue import CatalogueError, head_tail, open_catalogue
+from icssl_lib.catalogue import head_tail, open_catalogue
 from icssl_lib.config import Run, Study, TextConfig
 from icssl_lib.encoders import embed_titles, load_text, nearest_rows
 from icssl_lib.images import ImageError, decode, read_bytes
@@ -45,14 +46,17 @@ def explore(table: pd.DataFrame, encoders: Mapping[str, Any], images: Path | str
     be read. encoders: name -> a Hugging Face folder or hub name, a SentenceTransformer, or a function of titles to
     (n, H). text: pooling and max_tokens of the folders, as in `config.TextConfig`. Raises: ExploreError, ModelError.
     """
+    if not isinstance(table, pd.DataFrame) or not isinstance(encoders, Mapping):
+        raise ExploreError("expected a pandas table, and encoders by their names")
     if table.columns.nlevels > 1 or table.columns.duplicated().any() or "title" not in table:
         raise ExploreError(f"expected distinct columns, one of them title; found {list(table.columns)}"[:300])
     cells = {"id": table.index, "label": [""] * len(table), "image": [""] * len(table), **table}
     try:
+        config = TextConfig(**text)
         products = {name: [text_of("table", name, cell) for cell in cells[name]] for name in ("id", "title", "label")}
         pictures = [image_of("table", "image", cell) for cell in cells["image"]]
-    except CatalogueError as error:
-        raise ExploreError(str(error)) from None
+    except ValueError as error:  # of a setting, or a CatalogueError
+        raise ExploreError(" ".join(str(error).split())) from None
     products = pd.DataFrame(products, dtype=object).map(
         lambda text: " ".join(text.encode("utf-8", "replace").decode().split())
     )
@@ -72,7 +76,7 @@ def explore(table: pd.DataFrame, encoders: Mapping[str, Any], images: Path | str
             return None
 
     counts = products.loc[products["label"] != "", "label"].value_counts()
-    return _seen(products, counts, picture, encoders, TextConfig(**text))
+    return _seen(products, counts, picture, encoders, config)
 
 
 def _seen(table: pd.DataFrame, counts: pd.Series, picture: Callable, encoders: Mapping, text: TextConfig):
@@ -82,7 +86,14 @@ def _seen(table: pd.DataFrame, counts: pd.Series, picture: Callable, encoders: M
         embed = encoder if isinstance(encoder, str) else getattr(encoder, "encode", encoder)
         if isinstance(embed, str | Path):
             embed = partial(embed_titles, *load_text(os.path.expanduser(encoder), text.max_tokens), text=text)
-        views[name] = View(embed, torch.as_tensor(embed(list(table["title"])), dtype=torch.float32))
+        if not callable(embed):
+            raise ExploreError(f"encoder {name!r} is {embed!r:.80}; expected a folder, a model or a function")
+        found, rows = embed(list(table["title"])), torch.empty(0)
+        with suppress(TypeError, ValueError, RuntimeError):
+            rows = torch.as_tensor(found, dtype=torch.float32)
+        if rows.ndim != 2 or len(rows) != len(table) or not rows.isfinite().all():
+            raise ExploreError(f"encoder {name!r} gives no row of finite numbers for each title: {found!r:.80}")
+        views[name] = View(embed, rows)
     return Exploration(table[["id", "title", "label", "part", "image_row"]].assign(size=size), picture, views)
 
 

@@ -46,13 +46,14 @@ def decode(picture: bytes | Image.Image, size: int) -> np.ndarray:
     """Fit a whole picture, encoded or open, into a white square: first frame, upright by EXIF, aspect kept, alpha on
     white. Returns: (size, size, 3) uint8, RGB.
     Raises: ImageError: too large (encoded, or in pixels by its header), or not decodable."""
-    if isinstance(picture, Image.Image):
-        return _fit(picture, size)
-    if len(picture) > MAX_BYTES:
+    encoded = isinstance(picture, bytes)
+    if encoded and len(picture) > MAX_BYTES:
         raise ImageError("too large", f"more than {MAX_BYTES} bytes")
-    if picture.startswith(b"\xff\xd8") and (scans := picture.count(b"\xff\xda")) > MAX_SCANS:
+    if encoded and picture[:2] == b"\xff\xd8" and (scans := picture.count(b"\xff\xda")) > MAX_SCANS:
         raise ImageError("too large", f"{scans} scans, the limit is {MAX_SCANS}")
     try:
+        if not encoded:
+            return _fit(picture, size)
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError("too large", f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")

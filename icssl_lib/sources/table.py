@@ -222,6 +222,10 @@ def text_of(where: object, column: str, value: Any) -> str:
 def image_of(where: object, column: str, value: Any) -> bytes | str | Image.Image:
     """A path, encoded bytes or a picture, of a list its first; the datasets library keeps bytes and path together."""
     if isinstance(value, np.ndarray) and value.ndim > 1:
+        if value.dtype != np.uint8 or value.ndim + (value.shape[-1] in (3, 4)) not in (2, 4):
+            raise CatalogueError(
+                f"{where}: column {column!r}: pixels are {value.dtype} {value.shape}, not uint8 (H, W, 3)"
+            )
         return Image.fromarray(value)
     if isinstance(value, list | tuple | np.ndarray):
         return image_of(where, column, value[0]) if len(value) else ""
