@@ -69,8 +69,7 @@ def split(products: pd.DataFrame, seed: int) -> pd.Series:
     exceeds its share by more than the products of the most frequent title. A product without a label ("") is of the
     SSL part and counts towards its half, unless a labelled product has its title: then it is of that one's part.
 
-    Raises: CatalogueError: too few different titles for four non-empty parts.
-    """
+    Raises: CatalogueError: too few different titles for four non-empty parts."""
     groups = products["title"].map(normalise_title)
     sizes = groups[products["label"] != ""].value_counts().to_dict()
     n, bare = sum(sizes.values()), int((~groups.isin(sizes)).sum())
@@ -141,9 +140,7 @@ def load(name: str, source: SourceConfig) -> RawCatalogue:
     return import_module(f"icssl_lib.sources.{source.source}").load(name, source)
 
 
-def ingest(
-    name: str, source: SourceConfig, image_size: int, split_seed: int, folder: Path, progress: bool = True
-) -> Catalogue:
+def ingest(name: str, source: SourceConfig, image_size: int, split_seed: int, folder: Path, progress=True) -> Catalogue:
     """Load, clean, split and store a catalogue in ``folder``, in the place of an earlier or incomplete one.
     image_size: side of the stored square pictures, in pixels.
     Raises: CatalogueError: the source cannot be read, nothing is left of it, it cannot be split or stored."""
@@ -193,10 +190,7 @@ def open_catalogue(folder: Path) -> Catalogue:
     return Catalogue(meta["name"], products, images, report, meta["split_hash"], folder)
 
 
-_INVISIBLE = re.compile(  # joins, directions, fillers, tags
-    "[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
-    "\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]"
-)
+_INVISIBLE = re.compile("[\xad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # lone surrogates too
 _REPAIRS = {
     "HTML entities": unescaped,
@@ -204,10 +198,7 @@ _REPAIRS = {
     "zero-width characters": lambda text: _INVISIBLE.sub("", text),
     "control characters": lambda text: _CONTROL.sub(" ", text),
 }
-
-
-# What programs and people write for a text that is absent
-_MISSING = {"nan", "none", "null", "n/a", "n.a.", "na", "<na>", "#n/a", "-", "?", "missing"}
+_MISSING = {"nan", "none", "null", "n/a", "n.a.", "na", "<na>", "#n/a", "-", "?", "missing"}  # what programs write
 
 
 def _clean(raw: RawCatalogue, keep_unlabelled: bool, unescape: bool) -> pd.DataFrame:
@@ -268,23 +259,17 @@ def _with_parts(products: pd.DataFrame, report: Report, min_size: int, seed: int
     if len(labels) < 2:
         left = f"{len(products)} products with {len(labels)} different labels are left"
         raise CatalogueError(f"{left}; there is nothing to categorize")
-    if "part" in products:
-        _check_parts(products, report)
-    else:
+    if "part" not in products:
         products["part"] = split(products, seed)
+    if (foreign := ~products["part"].isin(PARTS)).any():
+        first = products[foreign].iloc[0]
+        named = f"{foreign.sum()} products of another part than {', '.join(PARTS)}"
+        raise CatalogueError(f"{named}, e.g. {first['id']}: {first['part']!r}")
+    part = products["part"].groupby(products["title"].map(normalise_title)).transform("first")
+    report.rows("title that stands in another part too", "kept", products[part != products["part"]])
     astray = (products["label"] == "") & (products["part"] != "ssl")
     report.rows("empty label, and of another part than ssl", "dropped", products[astray])
     products = products[~astray].reset_index(drop=True)
     if empty := sorted(set(PARTS) - set(products["part"])):
         raise CatalogueError(f"no product is of the part {empty[0]}; no part may be empty")
     return products
-
-
-def _check_parts(products: pd.DataFrame, report: Report) -> None:
-    """The source's own parts: each known; titles of several parts are counted."""
-    astray = products[~products["part"].isin(PARTS)]
-    if len(astray):
-        first = f"{astray['id'].iloc[0]}: {astray['part'].iloc[0]!r}"
-        raise CatalogueError(f"{len(astray)} products of another part than {', '.join(PARTS)}, e.g. {first}")
-    first = products["part"].groupby(products["title"].map(normalise_title)).transform("first")
-    report.rows("title that stands in another part too", "kept", products[first != products["part"]])

@@ -129,9 +129,9 @@ def load_text(model: str, max_tokens: int = 0):
     if a_path and not Path(model, "config.json").is_file():
         raise ModelError(f"text.model: {model} holds no config.json; name a folder with a model and its tokenizer")
     with explained(f"text.model: cannot load '{model}'"):
-        plain = {"trust_remote_code": False}  # nothing of a model's own code, and no question whether to run it
-        backbone, found = AutoModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **plain)
-        tokenizer = AutoTokenizer.from_pretrained(model, **plain)
+        options = {"dtype": torch.float32, "output_loading_info": True}
+        backbone, found = AutoModel.from_pretrained(model, trust_remote_code=False, **options)  # False: nobody is asked
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         size = getattr(backbone.get_input_embeddings(), "num_embeddings", 0)
     config, words = backbone.config, tokenizer.get_vocab()
     places = max(0, getattr(config, "max_position_embeddings", None) or 0) or max_tokens
@@ -169,15 +169,12 @@ def pooling_of(model: str, default: str = "mean") -> str:
         modules = said("modules.json") or [{"type": "Pooling", "path": "1_Pooling"}]
         paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
         modes = said(f"{paths.get('Pooling', '1_Pooling')}/config.json") or {"pooling_mode": default}
-        known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-        on = {
-            known.get(name, name) for name, value in modes.items() if name.startswith("pooling_mode_") and value is True
-        }
+        names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+        on = {names.get(name, name) for name in modes if name.startswith("pooling_mode_") and modes[name] is True}
         on |= {str(modes["pooling_mode"])} if "pooling_mode" in modes else set()
     on |= paths.keys() - {"Transformer", "Pooling", "Normalize"}
     if on not in ({"mean"}, {"cls"}):
-        how = " and ".join(sorted(on)) or "nothing"
-        raise ModelError(f"text.model: {model} pools by {how}; set text.pooling to mean or cls")
+        raise ModelError(f"text.model: {model} pools by {' and '.join(sorted(on))}; set text.pooling to mean or cls")
     return on.pop()
 
 
@@ -258,10 +255,9 @@ def save_pretrained(model, tokenizer, folder: Path, pooling: str | None = None) 
             (part / "1_Pooling").mkdir()
             modes = {"word_embedding_dimension": model.config.hidden_size}
             modes |= {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
-            kinds = (
-                ("", "sentence_transformers.models.Transformer"),
-                ("1_Pooling", "sentence_transformers.models.Pooling"),
-            )
-            modules = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(kinds)]
+            modules = [
+                {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for i, (path, kind) in enumerate({"": "Transformer", "1_Pooling": "Pooling"}.items())
+            ]
             (part / "modules.json").write_text(json.dumps(modules, indent=1))
             (part / "1_Pooling/config.json").write_text(json.dumps(modes, indent=1))

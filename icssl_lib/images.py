@@ -103,8 +103,7 @@ def write_store(
     ``path``, (rows, size, size, 3) uint8, appears whole or not at all; who has an earlier one open keeps its pixels.
     ``read`` is called from several threads and raises ImageError. size: side of the squares, in pixels.
 
-    Returns: (N,) int64, the row of each reference in the file, -1 where it failed; each failure by its position.
-    """
+    Returns: (N,) int64, the row of each reference in the file, -1 where it failed; each failure by its position."""
 
     def load(reference: Any) -> np.ndarray | ImageError:
         try:

@@ -4,17 +4,14 @@ import html
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from PIL import Image
 
 _ENTITY = re.compile(r"&(#\d{1,9}|#[xX][0-9a-fA-F]{1,9}|[A-Za-z][A-Za-z0-9]{1,40});")
-
-
-def unescaped(text: str) -> str:
-    """A text whose HTML entities are the characters that they stand for."""
-    return _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+unescaped = partial(_ENTITY.sub, lambda entity: html.unescape(entity[0]))  # a text, HTML entities as their characters
 
 
 class CatalogueError(ValueError):

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+import sys
 import unicodedata
 import zlib
 from collections import Counter
@@ -23,12 +24,13 @@ from icssl_lib.images import ImageError, read_bytes
 from icssl_lib.sources.raw import CatalogueError, RawCatalogue, Report
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet")
-_ARCHIVE = "a workbook or an archive; save the sheet as CSV, or unpack it"
-FOREIGN = {  # the first bytes of files that bear another's name
-    **{b"\x1f\x8b": "gzip; let its name end in .gz", b"PAR1": "Parquet; let its name end in .parquet"},
-    **dict.fromkeys((b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), _ARCHIVE),
-    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16; save it as UTF-8"),
-    **dict.fromkeys((b"ARROW1", b"SQLite f", b"\x80\x04\x95"), "a format that is not read; save it as CSV or Parquet"),
+ARCHIVES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # also of Excel
+FOREIGN = {  # what a file may be whose name says otherwise, by its first bytes
+    "gzip; let its name end in .gz": (b"\x1f\x8b",),
+    "Parquet; let its name end in .parquet": (b"PAR1",),
+    "a workbook or an archive; save the sheet as CSV, or unpack it": ARCHIVES,
+    "UTF-16; save it as UTF-8": (b"\xff\xfe", b"\xfe\xff"),
+    "a format that is not read; save it as CSV or Parquet": (b"ARROW1", b"SQLite f", b"\x80\x04\x95"),
 }
 MAX_UNPACKED = 2**28  # bytes of a table, if they are a hundred times those on disk: a few kB may hold gigabytes
 csv.field_size_limit(2**31 - 1)  # a column that nobody asks for may hold a book, or a picture in base64
@@ -93,19 +95,27 @@ def _table(where: object, path: Path, wanted: list[str], report: Report) -> dict
     try:
         if not name.endswith(SUFFIXES):
             raise CatalogueError(f"unknown kind of table; the name must end in {', '.join(SUFFIXES)}")
-        most = max(MAX_UNPACKED, 100 * path.stat().st_size)
-        with path.open("rb") as file:
-            _check_kind(file.read(8), name)
-        if name.endswith(".parquet"):
-            return _read_parquet(path, wanted, most)
+        most, kind = max(MAX_UNPACKED, 100 * path.stat().st_size), Path(name.removesuffix(".gz")).suffix
         with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
-            _check_kind(file.read(8), name.removesuffix(".gz"))
+            first = file.read(8)
+            for what, starts in FOREIGN.items():
+                if first.startswith(starts) and not (first[:4] == b"PAR1" and kind == ".parquet"):
+                    raise CatalogueError(f"its bytes are those of {what}")
+            if kind == ".parquet":
+                table, values, taken = pq.ParquetFile(file), {column: [] for column in wanted}, 0
+                _check_columns(wanted, table.schema_arrow.names)
+                for batch in table.iter_batches(256, columns=list(values)):
+                    for column, cells in batch.to_pydict().items():
+                        values[column] += cells
+                        taken += sum(map(sys.getsizeof, cells))
+                    if taken > most:
+                        raise CatalogueError(f"more than {most} bytes when unpacked")
+                return values
             file.seek(most)  # of gzip this reads on to there, and keeps nothing
             if file.read(1):
                 raise CatalogueError(f"more than {most} bytes when unpacked")
             file.seek(0)
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            kind = Path(name.removesuffix(".gz")).suffix
             return _read_jsonl(text, wanted, report) if kind == ".jsonl" else _read_csv(text, wanted, kind == ".tsv")
     except FileNotFoundError:
         raise CatalogueError(f"{where}: no such file") from None
@@ -115,38 +125,16 @@ def _table(where: object, path: Path, wanted: list[str], report: Report) -> dict
         raise CatalogueError(f"{where}: a broken table, or no UTF-8 ({' '.join(str(error).split())})") from None
 
 
-def _check_kind(start: bytes, name: str) -> None:
-    own = {b"\x1f\x8b": name.endswith(".gz"), b"PAR1": name.endswith(".parquet")}
-    for first, what in FOREIGN.items():
-        if start.startswith(first) and not own.get(first):
-            raise CatalogueError(f"its bytes are those of {what}")
-
-
 def _check_columns(wanted: list[str], known: list[str]) -> None:
     for column in wanted:
         if column not in known:
             hint = nearest(column, known)
-            marks = {";": "semicolons; save it with commas", "|": "bars; save it with commas"}
-            marks |= {"\t": "tabs; let its name end in .tsv", ",": "commas; let its name end in .csv"}
-            for mark, what in marks.items():
-                hint = f"its fields are separated by {what}" if len(known) == 1 and mark in known[0] else hint
+            for mark, what in {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}.items():
+                if len(known) == 1 and mark in known[0]:
+                    hint = f"its fields are separated by {what}; save it with commas as .csv, or with tabs as .tsv"
             raise CatalogueError(f"no column {column!r}; {hint}")
         if known.count(column) > 1:
             raise CatalogueError(f"{known.count(column)} columns are called {column!r}; rename all but one")
-
-
-def _read_parquet(path: Path, wanted: list[str], most: int) -> dict[str, list[Any]]:
-    with pq.ParquetFile(path) as table:
-        _check_columns(wanted, table.schema_arrow.names)
-        values = {column: [] for column in wanted}
-        for batch in table.iter_batches(256, columns=list(values)):
-            for column, cells in zip(batch.schema.names, batch.columns, strict=True):
-                cells = cells.dictionary_decode() if pa.types.is_dictionary(cells.type) else cells
-                most -= cells.nbytes
-                values[column] += cells.to_pylist()
-            if most < 0:
-                raise CatalogueError("more bytes when unpacked than a hundred times those of the file")
-    return values
 
 
 def _records(file: TextIO) -> Iterator[tuple[int, list[str]]]:
@@ -222,9 +210,9 @@ def text_of(where: object, column: str, value: Any) -> str:
 def image_of(where: object, column: str, value: Any) -> bytes | str | Image.Image:
     """A path, encoded bytes or a picture, of a list its first; the datasets library keeps bytes and path together."""
     if isinstance(value, np.ndarray) and value.ndim > 1:
-        if value.dtype != np.uint8 or value.ndim + (value.shape[-1] in (3, 4)) not in (2, 4):
+        if value.dtype != np.uint8 or value.shape[2:] not in ((), (3,), (4,)):
             raise CatalogueError(
-                f"{where}: column {column!r}: pixels are {value.dtype} {value.shape}, not uint8 (H, W, 3)"
+                f"{where}: column {column!r} holds {value.dtype} pixels {value.shape}, not uint8 (H, W, 3)"
             )
         return Image.fromarray(value)
     if isinstance(value, list | tuple | np.ndarray):
