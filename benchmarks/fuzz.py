@@ -1,26 +1,23 @@
 """Mutated tables, pictures, lines of metadata and configurations: whatever comes is read, or refused in our own words.
 
-    python benchmarks/fuzz.py --out figures/bench/fuzz.csv  100,000 of each, 10,000 configurations: an hour of a core
-    python benchmarks/fuzz.py picture 4711                  one of them again
+    python benchmarks/fuzz.py --out figures/bench/fuzz.csv   100,000 of each, 10,000 configurations: half an hour
+    python benchmarks/fuzz.py picture 4711                   one of them again
 
 An input stops the run if it ends in an error that is not the library's, takes 2 s of CPU or 1 GB, starts a process,
-opens a connection, or writes outside of its folder. accepted: read whole; dropped: read, and what is left out is counted.
-"""
+opens a connection, or writes outside its folder. accepted: read whole; dropped: read, and what is left out counted."""
 
 import argparse
 import io
-import itertools
 import json
 import os
 import random
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from tempfile import TemporaryDirectory
 from time import process_time
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -36,23 +33,37 @@ from icssl_lib.sources.table import load
 
 TOKENS = [mark.encode() for mark in "\0\"'\n\r\t,;:[]{}()&*!|>#%~-\u0301\u200b\u202e\u0e01"]
 TOKENS += [b"\xff\xfe", b"\xff\xda", b"../", b"<<: *a", b"\n---\n", b"!!int ", b"!!python/object/apply:os.system "]
-TOKENS += [b"[" * 3000, b"{" * 60, b"9" * 5000, b"nan", b"1e999", b"f'{", b"&amp;", b"\\ud800", b"function("]
+TOKENS += [b"[" * 3000, b"{" * 60, b"9" * 5000, b"nan", b"1e999", b"f'{", b"&amp;", b"\\ud800", b"function(", b"&#9999"]
 VALUES = ["", None, True, -1, 1.5, 2**64, 10**30, 1e999, float("nan"), [], ["a"], {"a": [{}]}, "\0", '"', "~", "\ud800"]
 VALUES += ["x\ty\nz", "../../etc/passwd", "e\u0301", "nan", "/dev/zero", "{id}", "a" * 300, "x" * 99_999]
 ROWS = [{"id": str(i), "title": f"Mug {i}", "label": "ab"[i % 2], "image": "a.png", "part": "ssl"} for i in range(24)]
 TITLES = [range(24), pd.date_range("1999", periods=24, tz="Asia/Tokyo"), pd.Categorical(range(24))]  # of Parquet
 TITLES += [[value] * 24 for value in (b"\xff", [b"a"], {"a": 1}, None, 0.5, pd.Timedelta(1), pd.Timestamp.max)]
-PICTURES = {"PNG": ["RGBA", "P", "I;16", "1"], "JPEG": ["RGB", "CMYK"], "WEBP": ["RGBA"], "AVIF": ["RGB"]}
-PICTURES |= {"TIFF": ["F"], "BMP": ["P"], "GIF": ["P"]}
+PARQUETS = [pd.DataFrame(ROWS).assign(title=title).to_parquet(compression=None) for title in TITLES]
+NOISE = Image.effect_noise((48, 32), 90)
+TURNED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06" + bytes(7)
 LINES = {  # by vintage
     2014: "{'asin': 'B1', 'title': \"A 'mug'\", 'categories': [['Home', 'Mugs']], 'imUrl': 'http://a.example/1.jpg'}",
     2018: '{"asin": "B1", "title": "A mug", "category": ["Home", "Mugs"], "imageURL": ["http://a.example/1.jpg"]}',
     2023: '{"parent_asin": "B1", "title": "A mug", "categories": ["Home"], "images": [{"large": "http://a.b/1.jpg"}]}',
 }
+WRITES = ("os.mkdir", "os.rename", "os.remove", "os.symlink", "os.link", "os.rmdir", "os.chmod", "os.truncate")
+FOLDER, SEEN = [""], []  # where an input may write while it is tried; what it did that it may not
+
+
+def encoded(kind: str, mode: str = "L", **options: Any) -> bytes:
+    NOISE.convert(mode).save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+MODES = {"PNG": ["RGBA", "P", "I;16", "1"], "JPEG": ["RGB", "CMYK"], "TIFF": ["F"], "AVIF": ["RGB"], "BMP": ["P"]}
+PICTURES = [encoded(kind, mode) for kind in MODES for mode in MODES[kind]]
+PICTURES += [encoded(kind, progressive=True, lossless=True, exif=TURNED) for kind in ("JPEG", "PNG", "WEBP")]
+PICTURES += [encoded(kind, save_all=True, append_images=[NOISE]) for kind in ("GIF", "WEBP", "PNG")]
 
 
 def mutated(rng: random.Random, data: bytes) -> bytes:
-    """One to four times: a bit flipped, a byte drawn, a piece left out, repeated or moved, a token put in, a cut."""
+    """One to four times: a bit flipped, a byte drawn, a piece left out, repeated or moved, a token put in, or a cut."""
     for _ in range(rng.randint(1, 4)):
         at, other, n = rng.randrange(len(data) + 1), rng.randrange(len(data) + 1), int(rng.expovariate(0.1))
         flipped, tail = bytes(byte ^ 1 << rng.randrange(8) for byte in data[at : at + 1]), data[at:]
@@ -62,33 +73,15 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
     return data
 
 
-@cache
-def parquets() -> list[bytes]:
-    return [pd.DataFrame(ROWS).assign(title=title).to_parquet(compression=None) for title in TITLES]
-
-
-@cache
-def pictures() -> list[bytes]:
-    """Noise in each format and mode, plain, and turned, with a second frame."""
-    noise, exif, files = Image.effect_noise((48, 32), 90), Image.Exif(), []
-    exif[0x112] = 6
-    more = {"exif": exif, "progressive": True, "lossless": True, "append_images": [noise]}
-    for kind in PICTURES:
-        for mode, options in itertools.product(PICTURES[kind], [{}, more | {"save_all": kind in ("WEBP", "GIF")}]):
-            noise.convert(mode).save(file := io.BytesIO(), kind, **({} if kind == "AVIF" else options))
-            files.append(file.getvalue())
-    return files
-
-
 def table(rng: random.Random, folder: Path) -> bool:
-    """Its cells, its bytes, or both; read under settings that are drawn; one in 25 is ingested."""
+    """Its cells, its bytes, or both; under settings that are drawn; one in 25 is ingested."""
     rows, suffix = [*map(dict, ROWS)], rng.choice(["csv", "tsv", "jsonl", "parquet"])
     for _ in range(rng.randrange(3)):
         rng.choice(rows)[rng.choice([*ROWS[0]])] = rng.choice(VALUES)
-    separator = "\t" if suffix == "tsv" else ","
-    lines = [separator.join(map(str, row)) for row in [ROWS[0], *(row.values() for row in rows)]]
-    text = "\n".join(map(json.dumps, rows) if suffix == "jsonl" else lines)
-    data = rng.choice(parquets()) if suffix == "parquet" else text.encode("utf-8", "replace")
+    text = pd.DataFrame(rows).to_csv(index=False, sep="\t" if suffix == "tsv" else ",")
+    text = "\n".join(map(json.dumps, rows)) if suffix == "jsonl" else text
+    data = rng.choice(PARQUETS) if suffix == "parquet" else text.encode("utf-8", "replace")
+    (folder / "a.png").write_bytes(rng.choice(PICTURES))
     path = folder / f"table.{suffix}"
     path.write_bytes(mutated(rng, data) if rng.random() < 0.7 else data)
     drawn = {"image": ["image", None, "{id}.png", "../{title}"], "part": [None, None, "part"], "id": ["id", None]}
@@ -100,9 +93,10 @@ def table(rng: random.Random, folder: Path) -> bool:
 
 
 def picture(rng: random.Random, folder: Path) -> bool:
-    with suppress(ImageError):
-        return decode(mutated(rng, rng.choice(pictures())), 32).shape == (32, 32, 3)
-    return False
+    try:
+        return decode(mutated(rng, rng.choice(PICTURES)), 32).shape == (32, 32, 3)
+    except ImageError:
+        return False
 
 
 def line(rng: random.Random, folder: Path) -> bool:
@@ -113,7 +107,7 @@ def line(rng: random.Random, folder: Path) -> bool:
 
 
 def configuration(rng: random.Random, folder: Path) -> bool:
-    """A value of a study that is shipped, its text, or both."""
+    """Of a study that is shipped a value, the text, or both."""
     data, path = rng.choice(sorted((ROOT / "config").glob("*.yaml"))).read_bytes(), folder / "study.yaml"
     if rng.random() < 0.5:
         study = yaml.safe_load(data)
@@ -126,27 +120,21 @@ def configuration(rng: random.Random, folder: Path) -> bool:
 
 
 KINDS = {table: 100_000, picture: 100_000, line: 100_000, configuration: 10_000}
-CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.symlink", "os.link", "os.rmdir", "os.chmod", "os.truncate")
-STARTS = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect")
-FOLDER, SEEN = [""], []  # where an input may write while it is tried; what it did elsewhere
 
 
 def watch(event: str, arguments: tuple) -> None:
     """An audit hook, which nothing can take away again."""
-    writes = event in CHANGES or (event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
-    inside = writes and os.path.abspath(str(arguments[0])).startswith(FOLDER[0])
-    if FOLDER[0] and (writes or event in STARTS) and not inside and "__pycache__" not in str(arguments[0]):
+    writes = event in WRITES or (event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
+    inside = writes and os.path.abspath(str(arguments[0])).startswith((FOLDER[0], sys.prefix))
+    starts = event in ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect")
+    if FOLDER[0] and (starts or (writes and not inside)):
         SEEN.append((event, *arguments))
-
-
-def peak() -> float:
-    """The most memory that this process has held, in GB (on Linux)."""
-    return getrusage(RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def fuzz(kind: Callable, numbers: Sequence[int]) -> dict:
     """Try inputs of one kind. Raises: RuntimeError: from one of them, which it names, comes what may not."""
-    counts, longest, before = dict.fromkeys(["accepted", "dropped", "refused"], 0), 0.0, peak()
+    counts, longest = dict.fromkeys(["accepted", "dropped", "refused"], 0), 0.0
+    before = getrusage(RUSAGE_SELF).ru_maxrss
     with TemporaryDirectory() as folder:
         for number in numbers:
             name, FOLDER[0], begun = f"{kind.__name__} {number}", os.path.realpath(folder), process_time()
@@ -158,28 +146,24 @@ def fuzz(kind: Callable, numbers: Sequence[int]) -> dict:
                 raise RuntimeError(f"{name}: {error!r}") from error
             finally:
                 FOLDER[0] = ""
-            seconds, counts[became] = process_time() - begun, counts[became] + 1
+            counts[became] += 1
+            seconds, taken = process_time() - begun, (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1e6  # on Linux kB
             longest = max(longest, seconds)
-            if SEEN or seconds > 2 or peak() - before > 1:
-                raise RuntimeError(f"{name}: {seconds:.1f} s, {peak() - before:.2f} GB, {SEEN}")
-    cost = {"longest_s": round(longest, 3), "largest_gb": round(peak() - before, 3)}
+            if SEEN or seconds > 2 or taken > 1:
+                raise RuntimeError(f"{name}: {seconds:.1f} s, {taken:.2f} GB, {SEEN}")
+    cost = {"longest_s": round(longest, 3), "largest_gb": round(taken, 3)}
     return {"kind": kind.__name__, "tried": len(numbers)} | counts | cost
-
-
-def main(only: str, number: int | None, out: Path | None) -> None:
-    sys.addaudithook(watch)
-    rows = []
-    for kind, size in KINDS.items():
-        if only in ("", kind.__name__):
-            rows.append(fuzz(kind, range(size) if number is None else [number]))
-            print(*rows[-1].items(), flush=True)
-    if out:
-        pd.DataFrame(rows).to_csv(out, index=False)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("only", nargs="?", default="", help="one kind: table, picture, line, configuration")
-    parser.add_argument("number", nargs="?", type=int, help="one input of it")
+    parser.add_argument("again", nargs="*", help="kind and number of one input")
     parser.add_argument("--out", type=Path)
-    main(**vars(parser.parse_args()))
+    options, rows = parser.parse_args(), []
+    sys.addaudithook(watch)
+    for kind, size in KINDS.items():
+        if options.again[:1] in ([], [kind.__name__]):
+            rows.append(fuzz(kind, list(map(int, options.again[1:])) or range(size)))
+            print(rows[-1], flush=True)
+    if options.out:
+        pd.DataFrame(rows).to_csv(options.out, index=False)
