@@ -78,7 +78,7 @@ def table(rng: random.Random, folder: Path) -> bool:
     rows, suffix = [*map(dict, ROWS)], rng.choice(["csv", "tsv", "jsonl", "parquet"])
     for _ in range(rng.randrange(3)):
         rng.choice(rows)[rng.choice([*ROWS[0]])] = rng.choice(VALUES)
-    text = pd.DataFrame(rows).to_csv(index=False, sep="\t" if suffix == "tsv" else ",")
+    text = pd.DataFrame(rows, dtype=object).to_csv(index=False, sep="\t" if suffix == "tsv" else ",")
     text = "\n".join(map(json.dumps, rows)) if suffix == "jsonl" else text
     data = rng.choice(PARQUETS) if suffix == "parquet" else text.encode("utf-8", "replace")
     (folder / "a.png").write_bytes(rng.choice(PICTURES))

@@ -235,7 +235,11 @@ def test_each_fault_is_counted_with_an_example(tmp_path):
 def test_texts_are_brought_to_one_form_and_counted(tmp_path):
     frame = write_shop(tmp_path)
     frame.loc[:3, "label"] = ["Caf\xe9", "Cafe\u0301", "N/A", "nan"]
-    frame.loc[:2, "title"] = ["zero\u200bwidth \u200fmark", "Salt &amp; pepper &#39;n&#39; AT&T &mug", "soft\xadhyphen"]
+    frame.loc[:2, "title"] = [
+        "zero\u200bwidth \u200fmark",
+        "Salt &amp; pepper &#39;n&#39; AT&T &mug",
+        "soft\xad\u061c\u3164hyphen",
+    ]
     report = {
         ("HTML entities in title", "kept"): (1, "p01: Salt &amp; pepper &#39;n&#39; AT&T &mug"),
         ("zero-width characters in title", "repaired"): (2, "p00: zero\u200bwidth \u200fmark"),
@@ -266,6 +270,11 @@ def test_a_table_may_bring_its_own_parts(tmp_path):
         frame["fold"] = ["ssl", "train", "dev", "dev"] * 9 + ["ssl", "train", "dev", bad]
         with pytest.raises(CatalogueError, match=message):
             run(tmp_path, frame, part="fold")
+    frame["fold"] = ["ssl", "train", "dev", "test"] * 10
+    with pytest.raises(
+        CatalogueError, match=r"no product is of the part test; .*10 dropped: empty label, and of another"
+    ):
+        run(tmp_path, frame.assign(label=frame["label"].where(frame["fold"] != "test")), part="fold")
 
 
 def test_products_without_picture_are_kept_on_demand_and_small_classes_dropped(tmp_path):

@@ -48,6 +48,11 @@ def write(folder: Path, **changes) -> Path:
         ({"datasets": {"a": {"source": "table", "table": "~nobody_here/x.csv"}}}, r"a\.table: .*nobody's home"),
         ({"datasets": {"a": {"source": "table", "table": "a{b}/x.csv"}}}, r"a\.table: .*a brace"),
         ({"text": {}}, r"needs a `pretrain:` section"),
+        ({"text": {"model": "a" * 300}}, r"File name too long"),
+        ({"datasets": {"a": {"source": "table", "table": "a\0.csv"}}}, r"embedded null byte"),
+        ({"study": "a" * 101}, r"study: .*should match pattern"),
+        ({"adapt": {"lr": float("inf")}}, r"adapt\.lr: .*a finite number"),
+        ({"adapt": {"epochs": True}}, r"adapt: epochs: True is neither number nor text"),
     ],
 )
 def test_mistakes_are_refused_with_what_and_where(tmp_path, changes, message):
@@ -76,6 +81,9 @@ def test_a_file_that_is_no_study_is_refused(tmp_path):
         ("study: !!bool x\n", r"no such value.*line 1"),
         ("study: !!int x\n", r"no such value.*line 1"),
         ("study: " + "[" * 5000, r"not YAML: .*recursion"),
+        ("a: &a {b: *a}\n", r"not YAML: .*recursion|unknown key"),
+        ("a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{f'*a{i}, ' * 9}]\n" for i in range(9)), "and 30 aliases"),
+        ("#" * 200_001, "at most 200,000 characters"),
     ],
 )
 def test_yaml_that_makes_no_sense_is_refused_with_its_line(tmp_path, text, message):

@@ -205,6 +205,30 @@ def test_an_encoder_that_would_not_read_titles_is_refused(tiny_text, tmp_path):
             load_text(name)
 
 
+def test_weights_that_are_absent_no_numbers_or_pickled_and_code_of_a_model_s_own_are_refused(tiny_text, tmp_path):
+    backbone, tokenizer = load_text(str(tiny_text))
+    cases = {"cannot load .*Weights only load failed": "pickled", "has no weights of 16 names": "deeper"}
+    cases |= {"cannot load .*custom code": "remote", "gives? numbers that are not finite": "nan", "fugashi": "japanese"}
+    for folder in cases.values():
+        encoders.save_pretrained(backbone, tokenizer, tmp_path / folder)
+    (tmp_path / "pickled/model.safetensors").unlink()
+    (tmp_path / "pickled/pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    (tmp_path / "japanese/tokenizer.json").unlink()
+    (tmp_path / "japanese/vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    settings = {"deeper/config": {"num_hidden_layers": 2}, "remote/config": {"model_type": "own", "auto_map": {}}}
+    settings["remote/config"]["auto_map"] = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    japanese = {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}
+    for name, change in (settings | {"japanese/tokenizer_config": japanese}).items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    backbone.embeddings.word_embeddings.weight.data.fill_(torch.nan)
+    encoders.save_pretrained(backbone, tokenizer, tmp_path / "nan")
+    for message, folder in cases.items():
+        with pytest.raises(ModelError, match=f"(?s)text.model: .*{message}"):
+            load_text(str(tmp_path / folder))
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_positions_of_roberta_begin_behind_the_padding_id(tiny_text, tmp_path):
     tokenizer, shape = load_text(str(tiny_text))[1], {"num_hidden_layers": 1, "num_attention_heads": 2}
     config = RobertaConfig(vocab_size=300, hidden_size=32, max_position_embeddings=34, pad_token_id=1, **shape)
@@ -252,6 +276,17 @@ def test_another_pooling_is_refused(tmp_path):
     ):
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(found))
         assert encoders.pooling_of(str(tmp_path)) == expected
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    modules = [{"path": "pool", "type": "sentence_transformers.models.Pooling"}, {"path": "", "type": "a.Dense"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules[:1]))
+    assert encoders.pooling_of(str(tmp_path)) == "mean"
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelError, match="pools by Dense and mean; set"):
+        encoders.pooling_of(str(tmp_path))
+    (tmp_path / "modules.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot read how .* pools"):
+        encoders.pooling_of(str(tmp_path))
 
 
 @pytest.mark.parametrize("model", ["mobilenetv3_small_050", "resnet10t", "test_convnext"])

@@ -288,13 +288,24 @@ def test_pictures_and_encoders_of_every_kind(tiny_text, tmp_path, monkeypatch):
     ({"titel": ["a"]}, r"expected distinct columns, one of them title; found \['titel'\]"),
     ({("title", "en"): ["a"]}, "expected distinct columns"),
     ({"title": ["", None]}, "none of 2 products has a title"),
+    ({"title": ["a"], "image": [np.zeros((3, 3, 3))]}, r"'image' holds float64 pixels \(3, 3, 3\), not uint8"),
 ])  # fmt: skip
 def test_a_table_that_cannot_be_explored_has_an_error_of_one_kind(columns, message):
     with pytest.raises(ExploreError, match=message):
         explore.explore(pd.DataFrame(columns), {})
-    twice = pd.DataFrame([["a", "b"]], columns=["title", "title"])
-    with pytest.raises(ExploreError, match="expected distinct columns"):
-        explore.explore(twice, {})
+    for table in (
+        pd.DataFrame([["a", "b"]], columns=["title", "title"]),
+        pd.Series(["a"], name="title"),
+        {"title": ["a"]},
+    ):
+        with pytest.raises(ExploreError, match="expected distinct columns"):
+            explore.explore(table, {})
+
+
+@pytest.mark.parametrize("rows", [None, [[1.0, 2.0]], [1.0, 2.0], [[1.0], [math.nan]], [[1.0], [1.0, 2.0]], ["a", "b"]])
+def test_an_encoder_gives_a_row_of_finite_numbers_for_each_title(rows):
+    with pytest.raises(ExploreError, match="encoder 'mine' gives no row of finite numbers for each title: "):
+        explore.explore(pd.DataFrame({"title": ["mug", "lamp"]}), {"mine": lambda titles: rows})
 
 
 def test_questions_that_cannot_be_answered():

@@ -190,6 +190,18 @@ def test_avif_and_grey_of_any_range_are_read():
         assert abs(pixels - np.linspace(0, 255, 64 * 64).reshape(64, 64))[:-1].max() < 2
 
 
+def test_what_would_take_seconds_or_a_gigabyte_is_refused_unseen():
+    scans = encode(Image.fromarray(NOISE), "JPEG", progressive=True)
+    scans = scans[:-2] + 60 * scans[scans.rindex(b"\xff\xda") : -2] + scans[-2:]
+    for data, message in ((scans, r"\d+ scans, the limit is 50"), (encode(Image.new("1", (6000, 6000))), "to decode")):
+        with pytest.raises(ImageError, match=f"too large: .*{message}"):
+            decode(data, 8)
+    assert near(decode(encode(solid("RGB", RED, (6000, 6000)), "JPEG"), 8), RED, 12)  # an eighth of it is decoded
+    (closed := solid("RGB", RED)).close()
+    with pytest.raises(ImageError, match="corrupt: Operation on closed image"):
+        decode(closed, 8)
+
+
 def test_missing_files(tmp_path):
     for path in (tmp_path / "none.png", tmp_path, tmp_path / ("x" * 300)):
         with pytest.raises(ImageError) as caught:

@@ -6,6 +6,7 @@ import os
 import unicodedata
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from icssl_lib.config import TableSource
@@ -138,6 +139,8 @@ def test_paths_of_pictures_by_a_pattern(tmp_path):
     raw = load("shop", source(write(tmp_path / "p.csv"), image="{class}/{sku}.png"))
     assert raw.table["image"].tolist() == ["lamp/007.png", "null/008.png", "12/009.png"]
     assert raw.read_image("lamp/007.png") == b"here"
+    (tmp_path / "p.jsonl").write_text('{"sku": "\\ud800", "name": "a", "class": "b"}')
+    assert load("shop", source(tmp_path / "p.jsonl", image="{sku}.png")).table["image"].tolist() == ["\ud800.png"]
     for pattern, column in {"{skuu}.png": "skuu", "{sku.__class__}.png": "sku.__class__", "{0}": "0"}.items():
         with pytest.raises(CatalogueError, match=f"no column '{column}'"):
             load("shop", source(tmp_path / "p.csv", image=pattern))
@@ -187,6 +190,11 @@ CSV = ROWS.to_csv(index=False).encode()
         ("p.csv.gz", CSV, r"a broken table, or no UTF-8 \("),
         ("p.csv", gzip.compress(CSV, mtime=0), r"its bytes are those of gzip; let its name end in \.gz"),
         ("p.parquet", gzip.compress(CSV, mtime=0), r"its bytes are those of gzip"),
+        ("p.csv.gz", gzip.compress(gzip.compress(CSV)), r"its bytes are those of gzip"),
+        ("p.csv.gz", gzip.compress(CSV.decode().encode("utf-16")), "its bytes are those of UTF-16"),
+        ("p.csv.gz", gzip.compress(bytes(2**28 + 1)), r"more than 268435456 bytes when unpacked"),
+        ("p.csv", b"ARROW1\0\0", "its bytes are those of a format that is not read"),
+        ("p.csv", b"sku|name|class|file\n1|a|b|c\n", "no column 'sku'; its fields are separated by bars"),
         ("p.csv", b"PK\x03\x04\x14\x00", "its bytes are those of a workbook or an archive; save the sheet"),
         ("p.jsonl", b"PAR1\x15\x04", r"its bytes are those of Parquet; let its name end in \.parquet"),
         ("p.csv", CSV.decode().encode("latin-1", "replace"), "a broken table, or no UTF-8 .*codec can't decode"),
@@ -214,6 +222,16 @@ def test_a_table_that_cannot_be_used_stops_with_one_sentence(tmp_path, name, dat
     with pytest.raises(CatalogueError, match=f"^dataset shop: .*{name}: {message}") as caught:
         load("shop", source(tmp_path / name))
     assert "\n" not in str(caught.value)
+
+
+def test_parquet_that_unpacks_to_far_more_or_holds_no_such_date(tmp_path):
+    rows = pd.DataFrame({"sku": range(30_000), "name": "x" * 13_000, "class": "a", "file": ""})
+    rows.assign(name=rows["name"].astype("category")).to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(CatalogueError, match="more than 268435456 bytes when unpacked"):
+        load("shop", source(tmp_path / "p.parquet"))
+    rows[:3].assign(name=pa.array([10**18] * 3, pa.timestamp("us")).to_numpy()).to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(CatalogueError, match="date value out of range"):
+        load("shop", source(tmp_path / "p.parquet"))
 
 
 def test_unknown_column_of_parquet_and_absent_files(tmp_path):
