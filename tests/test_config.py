@@ -81,7 +81,6 @@ def test_a_file_that_is_no_study_is_refused(tmp_path):
         ("study: !!bool x\n", r"no such value.*line 1"),
         ("study: !!int x\n", r"no such value.*line 1"),
         ("study: " + "[" * 5000, r"not YAML: .*recursion"),
-        ("a: &a {b: *a}\n", r"not YAML: .*recursion|unknown key"),
         ("a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{f'*a{i}, ' * 9}]\n" for i in range(9)), "and 30 aliases"),
         ("#" * 200_001, "at most 200,000 characters"),
     ],
@@ -144,9 +143,7 @@ def test_methods_are_checked_against_the_registry(tmp_path):
         check_methods(load_config(write(tmp_path, methods=["origin", "mlm_simcse"])))
     check_methods(load_config(write(tmp_path, methods=["origin", "mlm_simcse", "mlm"])))
     other = {"methods": ["origin"], "variants": {"other": {"of": "mlm_simcse", "text": {"model": "bert-base-uncased"}}}}
-    with pytest.raises(
-        ConfigError, match=r"variants\.other\.text\.model: 'mlm_simcse' starts from that of 'mlm'; vary that"
-    ):
+    with pytest.raises(ConfigError, match=r"other\.text\.model: 'mlm_simcse' starts from that of 'mlm'; vary that"):
         check_methods(load_config(write(tmp_path, **other)))
 
 

@@ -260,15 +260,7 @@ def test_pictures_and_encoders_of_every_kind(tiny_text, tmp_path, monkeypatch):
     (tmp_path / "red.png").write_bytes(png("red"))
     red, pixels = Image.new("RGB", (20, 20), "red"), np.full((20, 20, 3), (255, 0, 0), np.uint8)
     lists = [["red.png", "gone.png"], np.array(["red.png"], object), [], ["gone.png"]]
-    kinds = [
-        red,
-        pixels,
-        {"bytes": png("red"), "path": None},
-        tmp_path / "red.png",
-        "~/red.png",
-        *lists,
-        "~nobody/x.png",
-    ]
+    kinds = [red, pixels, {"bytes": png("red"), "path": None}, tmp_path / "red.png", "~/red.png", *lists, "~nobody/x"]
     monkeypatch.setenv("HOME", str(tmp_path))
     table = pd.DataFrame({"title": [f"mug {i}" for i in range(len(kinds))], "image": pd.Series(kinds, dtype=object)})
     of_transformers, of_st = Path(tiny_text), SentenceTransformer(str(tiny_text), device="cpu")
@@ -293,11 +285,7 @@ def test_pictures_and_encoders_of_every_kind(tiny_text, tmp_path, monkeypatch):
 def test_a_table_that_cannot_be_explored_has_an_error_of_one_kind(columns, message):
     with pytest.raises(ExploreError, match=message):
         explore.explore(pd.DataFrame(columns), {})
-    for table in (
-        pd.DataFrame([["a", "b"]], columns=["title", "title"]),
-        pd.Series(["a"], name="title"),
-        {"title": ["a"]},
-    ):
+    for table in (pd.DataFrame([["a", "b"]], columns=["title", "title"]), pd.Series(["a"]), {"title": ["a"]}):
         with pytest.raises(ExploreError, match="expected distinct columns"):
             explore.explore(table, {})
 
@@ -315,12 +303,9 @@ def test_questions_that_cannot_be_answered():
         (lambda: space.moved("befor", "after"), "no view 'befor'; did you mean 'before'"),
         (lambda: space.words([]), "the selection is empty"),
         (lambda: explore.linked_maps(space), "3 products; a map needs at least 5"),
-        (lambda: explore.explore(pd.DataFrame({"title": ["", None]}), {}), "none of 2 products has a title"),
     ):
         with pytest.raises(ExploreError, match=message):
             question()
-    with pytest.raises(ExploreError, match="title"):
-        explore.explore(pd.DataFrame({"titel": ["a"]}), {})
     assert space.confusions("before", "after").empty  # no classifier was asked
 
 

@@ -1,7 +1,9 @@
 """The fuzzer at a small size, and that it stops for what it is to stop for."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import fuzz
 import pytest
@@ -12,19 +14,15 @@ sys.addaudithook(fuzz.watch)
 @pytest.mark.parametrize("kind", fuzz.KINDS)
 def test_whatever_comes_is_read_or_refused(kind):
     found = fuzz.fuzz(kind, range(300))
-    assert found["accepted"] + found["dropped"] + found["refused"] == found["tried"] == 300
-    assert 0 < found["accepted"] < 300
+    assert 0 < found["accepted"] < found["accepted"] + found["dropped"] + found["refused"] == 300
 
 
-def test_it_stops_for_a_foreign_error_a_file_elsewhere_and_a_process(tmp_path):
-    def breaks(rng, folder):
-        raise KeyError("not ours")
-
-    for kind, message in (
-        (breaks, "breaks 7: KeyError"),
-        (lambda rng, folder: (tmp_path / "elsewhere").write_text("x"), "elsewhere"),
-        (lambda rng, folder: subprocess.run(["true"]).returncode == 0, "subprocess.Popen"),
-    ):
-        with pytest.raises(RuntimeError, match=message):
-            fuzz.fuzz(kind, [7])
-        fuzz.SEEN.clear()
+@pytest.mark.parametrize(("kind", "message"), [
+    (lambda _, folder: {}["not ours"], "7: KeyError"),
+    (lambda _, folder: Path(os.devnull).write_text("x"), "'open', '/dev/null'"),
+    (lambda _, folder: subprocess.run(["true"]), "subprocess.Popen"),
+])  # fmt: skip
+def test_it_stops_for_a_foreign_error_a_file_elsewhere_and_a_process(kind, message):
+    with pytest.raises(RuntimeError, match=message):
+        fuzz.fuzz(kind, [7])
+    fuzz.SEEN.clear()

@@ -6,7 +6,6 @@ import os
 import unicodedata
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 
 from icssl_lib.config import TableSource
@@ -14,14 +13,8 @@ from icssl_lib.images import ImageError
 from icssl_lib.sources.raw import CatalogueError
 from icssl_lib.sources.table import load
 
-ROWS = pd.DataFrame(
-    {
-        "sku": ["007", "008", "009"],
-        "name": ['Lamp, 19" wide', "NA", "Étagère\u00a0 №5"],
-        "class": ["lamp", "null", "12"],
-        "file": ["a.png", "sub/b.png", ""],
-    }
-)
+COLUMNS = {"sku": ["007", "008", "009"], "name": ['Lamp, 19" wide', "NA", "Étagère\u00a0 №5"]}
+ROWS = pd.DataFrame(COLUMNS | {"class": ["lamp", "null", "12"], "file": ["a.png", "sub/b.png", ""]})
 NAMES = {"id": "sku", "title": "name", "label": "class", "image": "file"}
 
 
@@ -104,9 +97,8 @@ def test_values_that_are_no_text(tmp_path):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
     raw = load("shop", source(tmp_path / "p.jsonl"))
     assert raw.table[list(NAMES)].to_numpy().tolist() == [["7", "", "1.5", ""], ["True", "Lamp", "", ""]]
-    pd.DataFrame({"sku": [1, 2], "name": [b"Lamp", b"B\xff"], "class": [3, None], "file": "x"}).astype(
-        {"class": "Int64"}
-    ).to_parquet(tmp_path / "p.parquet")
+    rows = pd.DataFrame({"sku": [1, 2], "name": [b"Lamp", b"B\xff"], "class": [3, None], "file": "x"})
+    rows.astype({"class": "Int64"}).to_parquet(tmp_path / "p.parquet")
     raw = load("shop", source(tmp_path / "p.parquet"))
     assert raw.table[list(NAMES)].to_numpy().tolist() == [["1", "Lamp", "3", "x"], ["2", "B\ufffd", "", "x"]]
 
@@ -157,9 +149,8 @@ def test_pictures_in_a_column(tmp_path):
     files = [b"first", {"bytes": b"second", "path": None}, {"bytes": None, "path": "a.png"}, ["a.png", "b.png"]]
     (tmp_path / "a.png").write_bytes(b"third")
     for i, file in enumerate(files):
-        pd.DataFrame({"sku": ["1"], "name": ["x"], "class": ["y"], "file": [file]}).to_parquet(
-            tmp_path / f"{i}.parquet"
-        )
+        row = pd.DataFrame({"sku": ["1"], "name": ["x"], "class": ["y"], "file": [file]})
+        row.to_parquet(tmp_path / f"{i}.parquet")
         raw = load("shop", source(tmp_path / f"{i}.parquet"))
         assert raw.read_image(raw.table["image"][0]) == [b"first", b"second", b"third", b"third"][i]
 
@@ -224,13 +215,10 @@ def test_a_table_that_cannot_be_used_stops_with_one_sentence(tmp_path, name, dat
     assert "\n" not in str(caught.value)
 
 
-def test_parquet_that_unpacks_to_far_more_or_holds_no_such_date(tmp_path):
+def test_parquet_that_unpacks_to_far_more(tmp_path):
     rows = pd.DataFrame({"sku": range(30_000), "name": "x" * 13_000, "class": "a", "file": ""})
     rows.assign(name=rows["name"].astype("category")).to_parquet(tmp_path / "p.parquet")
     with pytest.raises(CatalogueError, match="more than 268435456 bytes when unpacked"):
-        load("shop", source(tmp_path / "p.parquet"))
-    rows[:3].assign(name=pa.array([10**18] * 3, pa.timestamp("us")).to_numpy()).to_parquet(tmp_path / "p.parquet")
-    with pytest.raises(CatalogueError, match="date value out of range"):
         load("shop", source(tmp_path / "p.parquet"))
 
 
