@@ -186,9 +186,7 @@ def measure(
     return pd.DataFrame({"measure": list(values), "value": [float(value) for value in values.values()]})
 
 
-def adapt(
-    run: Run, catalogue: Catalogue, study: Study, checkpoint: Path | None = None, progress: bool = True
-) -> Adapted:
+def adapt(run: Run, catalogue: Catalogue, study: Study, checkpoint: Path | None = None, progress=True) -> Adapted:
     """Train the towers on unlabelled pairs of the SSL part with the loss of the run's method (Chen & Chou, 2022,
     section 3), in ``runtime.processes`` processes. study: no model of it is named "pretrained" any more (see
     `runs.resolved`). checkpoint: file for the state of a long training, which a killed call goes on from."""

@@ -1,7 +1,6 @@
 """A product catalogue of one dataset: ingest with a report, grouped split, nested subsets, head and tail."""
 
 import hashlib
-import html
 import json
 import math
 import re
@@ -19,7 +18,7 @@ import pandas as pd
 from icssl_lib.config import SourceConfig
 from icssl_lib.files import written_whole
 from icssl_lib.images import write_store
-from icssl_lib.sources.raw import CatalogueError, RawCatalogue, Report
+from icssl_lib.sources.raw import CatalogueError, RawCatalogue, Report, unescaped
 
 PARTS = {"ssl": 50, "train": 30, "dev": 10, "test": 10}  # per cent of the products
 
@@ -70,8 +69,7 @@ def split(products: pd.DataFrame, seed: int) -> pd.Series:
     exceeds its share by more than the products of the most frequent title. A product without a label ("") is of the
     SSL part and counts towards its half, unless a labelled product has its title: then it is of that one's part.
 
-    Raises: CatalogueError: too few different titles for four non-empty parts.
-    """
+    Raises: CatalogueError: too few different titles for four non-empty parts."""
     groups = products["title"].map(normalise_title)
     sizes = groups[products["label"] != ""].value_counts().to_dict()
     n, bare = sum(sizes.values()), int((~groups.isin(sizes)).sum())
@@ -142,9 +140,7 @@ def load(name: str, source: SourceConfig) -> RawCatalogue:
     return import_module(f"icssl_lib.sources.{source.source}").load(name, source)
 
 
-def ingest(
-    name: str, source: SourceConfig, image_size: int, split_seed: int, folder: Path, progress: bool = True
-) -> Catalogue:
+def ingest(name: str, source: SourceConfig, image_size: int, split_seed: int, folder: Path, progress=True) -> Catalogue:
     """Load, clean, split and store a catalogue in ``folder``, in the place of an earlier or incomplete one.
     image_size: side of the stored square pictures, in pixels.
     Raises: CatalogueError: the source cannot be read, nothing is left of it, it cannot be split or stored."""
@@ -194,18 +190,15 @@ def open_catalogue(folder: Path) -> Catalogue:
     return Catalogue(meta["name"], products, images, report, meta["split_hash"], folder)
 
 
-_ENTITY = re.compile(r"&(#\d+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
-_INVISIBLE = re.compile("[\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")  # joins, directions
+_INVISIBLE = re.compile("[\xad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # lone surrogates too
 _REPAIRS = {
-    "HTML entities": lambda text: _ENTITY.sub(lambda entity: html.unescape(entity[0]), text),
+    "HTML entities": unescaped,
     "another Unicode form": lambda text: unicodedata.normalize("NFC", text),
     "zero-width characters": lambda text: _INVISIBLE.sub("", text),
     "control characters": lambda text: _CONTROL.sub(" ", text),
 }
-
-
-_MISSING = {"nan", "none", "null", "n/a", "na", "<na>", "#n/a"}  # what programs write for a text that is absent
+_MISSING = {"nan", "none", "null", "n/a", "n.a.", "na", "<na>", "#n/a", "-", "?", "missing"}  # what programs write
 
 
 def _clean(raw: RawCatalogue, keep_unlabelled: bool, unescape: bool) -> pd.DataFrame:
@@ -266,22 +259,17 @@ def _with_parts(products: pd.DataFrame, report: Report, min_size: int, seed: int
     if len(labels) < 2:
         left = f"{len(products)} products with {len(labels)} different labels are left"
         raise CatalogueError(f"{left}; there is nothing to categorize")
-    if "part" in products:
-        _check_parts(products, report)
-    else:
+    if "part" not in products:
         products["part"] = split(products, seed)
+    if (foreign := ~products["part"].isin(PARTS)).any():
+        first = products[foreign].iloc[0]
+        named = f"{foreign.sum()} products of another part than {', '.join(PARTS)}"
+        raise CatalogueError(f"{named}, e.g. {first['id']}: {first['part']!r}")
+    part = products["part"].groupby(products["title"].map(normalise_title)).transform("first")
+    report.rows("title that stands in another part too", "kept", products[part != products["part"]])
     astray = (products["label"] == "") & (products["part"] != "ssl")
-    report.rows("empty label, and the title of a product of another part", "dropped", products[astray])
-    return products[~astray].reset_index(drop=True)
-
-
-def _check_parts(products: pd.DataFrame, report: Report) -> None:
-    """The source's own parts: each known, none empty; titles of several parts are counted."""
-    astray = products[~products["part"].isin(PARTS)]
-    if len(astray):
-        first = f"{astray['id'].iloc[0]}: {astray['part'].iloc[0]!r}"
-        raise CatalogueError(f"{len(astray)} products of another part than {', '.join(PARTS)}, e.g. {first}")
+    report.rows("empty label, and of another part than ssl", "dropped", products[astray])
+    products = products[~astray].reset_index(drop=True)
     if empty := sorted(set(PARTS) - set(products["part"])):
         raise CatalogueError(f"no product is of the part {empty[0]}; no part may be empty")
-    first = products["part"].groupby(products["title"].map(normalise_title)).transform("first")
-    report.rows("title that stands in another part too", "kept", products[first != products["part"]])
+    return products

@@ -2,6 +2,8 @@
 
 import difflib
 import os
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,7 +33,7 @@ def _stays_text(name: str) -> str:
     return name
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$"), AfterValidator(_stays_text)]  # becomes a folder
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$"), AfterValidator(_stays_text)]  # becomes a folder
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -41,13 +43,15 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names file, key and remedy."""
 
 
-class Strict(BaseModel, frozen=True):
+class Strict(BaseModel, frozen=True, allow_inf_nan=False):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, raw: Any) -> Any:
         for key in raw if isinstance(raw, dict) else ():
             if key not in cls.model_fields:
                 raise ValueError(f"unknown key '{key}'; {nearest(str(key), list(cls.model_fields))}")
+            if isinstance(raw[key], bool) and cls.model_fields[key].annotation is not bool:  # pydantic counts it as 1
+                raise ValueError(f"{key}: {raw[key]} is neither number nor text")
         return raw
 
 
@@ -261,10 +265,10 @@ class _Loader(yaml.SafeLoader):
     """Refuses, with the line, a key that would silently replace one above it, and values that are none."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        keys = [] if hasattr(node, "seen") else [key.value for key, _ in node.value]
+        keys = [] if hasattr(node, "seen") else [str(key.value) for key, _ in node.value]
         node.seen = True  # what is merged into it may stand in it as well
-        for key in keys:
-            if keys.count(key) > 1:
+        for key, n in Counter(keys).items():
+            if n > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
         super().flatten_mapping(node)
 
@@ -279,16 +283,21 @@ def load_config(path: str | Path) -> Study:
     """Read and check one study file. Raises: ConfigError: no such file, no YAML, an unknown key, a bad value."""
     path = Path(path)
     try:
-        return Study.model_validate(_absolute(yaml.load(path.read_text(encoding="utf-8"), _Loader), path.parent))
+        text = path.read_text(encoding="utf-8")
+        if (
+            len(text) > 200_000 or len(re.findall(r"(?<!\S)\*\w|[\[{,:]\*\w", text)) > 30
+        ):  # of aliases a few lines are a million
+            raise ConfigError("a study has at most 200,000 characters and 30 aliases")
+        return Study.model_validate(_absolute(yaml.load(text, _Loader), path.parent))
     except FileNotFoundError:
         near = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise ConfigError(f"{path}: no such configuration file; {near}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error)}") from None
+    except (ValueError, OSError) as error:  # ConfigError; a name that is too long for a path, or holds a NUL
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _absolute(value: Any, folder: Path, section: str = "", key: str = "") -> Any:

@@ -59,8 +59,7 @@ def all_gpus() -> list[str]:
 def own_gpus(count: int, folder: Path) -> Iterator[None]:
     """Show this process and its kernel ``count`` GPUs that no other job of the study in ``folder`` uses.
 
-    Without a GPU nothing happens, nor where a cluster has given the job its own. Raises: RunError: fewer are free.
-    """
+    Without a GPU nothing happens, nor where a cluster has given the job its own. Raises: RunError: fewer are free."""
     gpus, taken = all_gpus() if count and STUDY in os.environ else [], []
     with ExitStack() as locks:  # which fall with the process, however that ends
         for position, gpu in enumerate(gpus):

@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
@@ -31,7 +31,7 @@ def explained(what: str, hint: str = "") -> Iterator[None]:
     """What transformers, timm and safetensors raise in the block becomes a ModelError: what, all of why, hint."""
     try:
         yield
-    except (OSError, ValueError, LookupError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # which of them: nearly any
         why = " ".join(str(error).split())
         if not hint and re.search("connect|offline|timed out|network", why, re.IGNORECASE):
             hint = ". Without network, name a folder that holds the model's files (of timm: vision.checkpoint)"
@@ -136,37 +136,52 @@ def load_text(model: str, max_tokens: int = 0):
     if a_path and not Path(model, "config.json").is_file():
         raise ModelError(f"text.model: {model} holds no config.json; name a folder with a model and its tokenizer")
     with explained(f"text.model: cannot load '{model}'"):
-        backbone = AutoModel.from_pretrained(model, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        size = backbone.get_input_embeddings().num_embeddings
+        options = {"dtype": torch.float32, "output_loading_info": True}
+        backbone, found = AutoModel.from_pretrained(model, trust_remote_code=False, **options)  # False: nobody is asked
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        size = getattr(backbone.get_input_embeddings(), "num_embeddings", 0)
     config, words = backbone.config, tokenizer.get_vocab()
-    places = getattr(config, "max_position_embeddings", None) or max_tokens
+    places = max(0, getattr(config, "max_position_embeddings", None) or 0) or max_tokens
     if padding := getattr(getattr(getattr(backbone, "embeddings", 0), "position_embeddings", 0), "padding_idx", None):
         places -= padding + 1  # RoBERTa counts positions from there
+    absent = sorted(name for name in found["missing_keys"] if "pooler" not in name)
     faults = {
         "is an encoder-decoder; name an encoder": config.is_encoder_decoder,
         "has no hidden_size; name an encoder of texts": not hasattr(config, "hidden_size"),
+        f"has no weights of {len(absent)} names, {absent[:1]}; name the folder of a whole model": absent,
         "holds no tokenizer; save one beside the weights": len(words) <= len(tokenizer.all_special_ids),
         "has a tokenizer without a padding token": tokenizer.pad_token_id is None,
         f"has {size} embeddings, and its tokenizer more ids: {len(words)}": max(words.values(), default=0) >= size,
         f"reads at most {places} tokens; lower text.max_tokens, {max_tokens}": places < max_tokens,
     }
-    for fault, found in faults.items():
-        if found:
+    for fault, there in faults.items():
+        if there:
             raise ModelError(f"text.model: {model} {fault}")
+    with explained(f"text.model: {model} is no encoder of texts"), torch.inference_mode():
+        tokens = tokenizer("a", return_tensors="pt", return_token_type_ids=False)
+        if not backbone(**tokens).last_hidden_state.isfinite().all():
+            raise ModelError("its weights give numbers that are not finite")
     tokenizer.padding_side = "right"  # `take` cuts there
     return backbone, tokenizer
 
 
 def pooling_of(model: str, default: str = "mean") -> str:
     """How a sentence encoder says that it pools, by its folder or hub name. Raises: ModelError: not by mean or cls."""
-    path = model and cached_file(model, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
-    said = json.loads(Path(path).read_text("utf-8")) if path else {"pooling_mode": default}
-    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    on = {known.get(name, name) for name, value in said.items() if name.startswith("pooling_mode_") and value is True}
-    on |= {said["pooling_mode"]} if "pooling_mode" in said else set()
+
+    def said(name: str) -> Any:
+        path = model and cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        return json.loads(Path(path).read_text("utf-8")) if path else None
+
+    with explained(f"text.model: cannot read how {model} pools"):
+        modules = said("modules.json") or [{"type": "Pooling", "path": "1_Pooling"}]
+        paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
+        modes = said(f"{paths.get('Pooling', '1_Pooling')}/config.json") or {"pooling_mode": default}
+        names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+        on = {names.get(name, name) for name in modes if name.startswith("pooling_mode_") and modes[name] is True}
+        on |= {str(modes["pooling_mode"])} if "pooling_mode" in modes else set()
+    on |= paths.keys() - {"Transformer", "Pooling", "Normalize"}
     if on not in ({"mean"}, {"cls"}):
-        raise ModelError(f"text.model: {path} pools by {' and '.join(sorted(on))}; set text.pooling to mean or cls")
+        raise ModelError(f"text.model: {model} pools by {' and '.join(sorted(on))}; set text.pooling to mean or cls")
     return on.pop()
 
 
@@ -248,23 +263,18 @@ def save_pretrained(model, tokenizer, folder: Path, pooling: str | None = None, 
         if not pooling:
             return
         kinds = ["Transformer", "Pooling", *("Normalize" if isinstance(x, Normalize) else "Dense" for x in layers)]
-        named = [{"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else ""} for i, kind in enumerate(kinds)]
+        paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], start=1))]
+        named = [{"path": p, "type": f"sentence_transformers.models.{k}"} for p, k in zip(paths, kinds, strict=True)]
         modes = {"word_embedding_dimension": model.config.hidden_size}
         modes |= {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
-        files = {
-            "modules": [n | {"type": f"sentence_transformers.models.{k}"} for n, k in zip(named, kinds, strict=True)]
-        }
-        files["1_Pooling/config"] = modes
-        for i, (kind, layer) in enumerate(zip(kinds[2:], layers, strict=True), start=2):
-            (part / f"{i}_{kind}").mkdir()
-            if kind == "Dense":
-                save_file(
-                    {f"linear.{name}": w for name, w in layer.state_dict().items()},
-                    part / f"{i}_Dense/model.safetensors",
-                )
+        files = {"1_Pooling/config": modes, "modules": [{"idx": i, "name": str(i)} | n for i, n in enumerate(named)]}
+        for path, layer in zip(paths[1:], [None, *layers], strict=True):
+            (part / path).mkdir()
+            if isinstance(layer, nn.Linear):
+                weights = {f"linear.{name}": weight for name, weight in layer.state_dict().items()}
+                save_file(weights, part / path / "model.safetensors")
                 shape = {"in_features": layer.in_features, "out_features": layer.out_features, "bias": True}
-                files[f"{i}_Dense/config"] = shape | {"activation_function": "torch.nn.modules.linear.Identity"}
-        (part / "1_Pooling").mkdir()
+                files[f"{path}/config"] = shape | {"activation_function": "torch.nn.modules.linear.Identity"}
         for name, content in files.items():
             (part / f"{name}.json").write_text(json.dumps(content, indent=1))
 

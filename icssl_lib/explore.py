@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 
 from icssl_lib.adapt import load_towers
-from icssl_lib.catalogue import CatalogueError, head_tail, open_catalogue
+from icssl_lib.catalogue import head_tail, open_catalogue
 from icssl_lib.config import Run, Study, TextConfig
 from icssl_lib.encoders import embed_titles, load_text, nearest_rows
 from icssl_lib.images import ImageError, decode, read_bytes
@@ -43,19 +44,19 @@ def explore(table: pd.DataFrame, encoders: Mapping[str, Any], images: Path | str
     table: columns title and, where there are some, id, label and image (a path below ``images``, encoded bytes, pixels,
     or what the datasets library makes of a picture). A product without a title is left out, and a picture that cannot
     be read. encoders: name -> a Hugging Face folder or hub name, a SentenceTransformer, or a function of titles to
-    (n, H). text: pooling and max_tokens of the folders, as in `config.TextConfig`. Raises: ExploreError, ModelError.
-    """
-    if table.columns.nlevels > 1 or table.columns.duplicated().any() or "title" not in table:
-        raise ExploreError(f"expected distinct columns, one of them title; found {list(table.columns)}"[:300])
+    (n, H). text: pooling and max_tokens of the folders, as in `config.TextConfig`. Raises: ExploreError, ModelError."""
+    known = table.columns if isinstance(table, pd.DataFrame) else pd.Index([])
+    if known.nlevels > 1 or known.duplicated().any() or "title" not in known:
+        raise ExploreError(f"expected distinct columns, one of them title; found {list(known)}"[:300])
     cells = {"id": table.index, "label": [""] * len(table), "image": [""] * len(table), **table}
     try:
+        config = TextConfig(**text)
         products = {name: [text_of("table", name, cell) for cell in cells[name]] for name in ("id", "title", "label")}
         pictures = [image_of("table", "image", cell) for cell in cells["image"]]
-    except CatalogueError as error:
-        raise ExploreError(str(error)) from None
-    products = pd.DataFrame(products, dtype=object).map(
-        lambda text: " ".join(text.encode("utf-8", "replace").decode().split())
-    )
+    except ValueError as error:  # of a setting, or a CatalogueError
+        raise ExploreError(" ".join(str(error).split())) from None
+    one_line = lambda text: " ".join(text.encode("utf-8", "replace").decode().split())  # noqa: E731
+    products = pd.DataFrame(products, dtype=object).map(one_line)
     products["image"] = pd.Series(pictures, dtype=object)
     products = products[products["title"] != ""].reset_index(drop=True)
     if products.empty:
@@ -72,7 +73,7 @@ def explore(table: pd.DataFrame, encoders: Mapping[str, Any], images: Path | str
             return None
 
     counts = products.loc[products["label"] != "", "label"].value_counts()
-    return _seen(products, counts, picture, encoders, TextConfig(**text))
+    return _seen(products, counts, picture, encoders, config)
 
 
 def _seen(table: pd.DataFrame, counts: pd.Series, picture: Callable, encoders: Mapping, text: TextConfig):
@@ -82,7 +83,12 @@ def _seen(table: pd.DataFrame, counts: pd.Series, picture: Callable, encoders: M
         embed = encoder if isinstance(encoder, str) else getattr(encoder, "encode", encoder)
         if isinstance(embed, str | Path):
             embed = partial(embed_titles, *load_text(os.path.expanduser(encoder), text.max_tokens), text=text)
-        views[name] = View(embed, torch.as_tensor(embed(list(table["title"])), dtype=torch.float32))
+        found, rows = embed(list(table["title"])), torch.empty(0)
+        with suppress(TypeError, ValueError, RuntimeError):
+            rows = torch.as_tensor(found, dtype=torch.float32)
+        if rows.ndim != 2 or len(rows) != len(table) or not rows.isfinite().all():
+            raise ExploreError(f"encoder {name!r} gives no row of finite numbers for each title: {found!r:.80}")
+        views[name] = View(embed, rows)
     return Exploration(table[["id", "title", "label", "part", "image_row"]].assign(size=size), picture, views)
 
 
@@ -267,8 +273,7 @@ def project(embedded: Sequence[torch.Tensor], k: int = 15) -> np.ndarray:
     """One map for V views of N products, by UMAP (McInnes et al., 2018): positions (V, N, 2), from 0 to 100.
 
     A row's neighbours are the nearest rows of its own view, and itself in the other views at distance 0, so a product
-    stays in its place unless its neighbours pull it away. Distances between far groups mean little.
-    """
+    stays in its place unless its neighbours pull it away. Distances between far groups mean little."""
     from umap import UMAP  # seconds to import
 
     n, views, near, distance = len(embedded[0]), len(embedded), [], []

@@ -19,8 +19,7 @@ from icssl_lib.metrics import BASELINE, METRIC_NAMES, summary
 def class_sizes(sizes: pd.DataFrame) -> Figure:
     """The long tail (Figure 4 of the paper): instances in Train by rank of the class, head and tail told apart.
 
-    sizes: columns dataset, rank (1 is the largest), count, part; classes absent from Train (count 0) are not drawn.
-    """
+    sizes: columns dataset, rank (1 is the largest), count, part; classes absent from Train (count 0) are not drawn."""
     fig, axes = style.panels(sizes["dataset"].unique())
     for ax, (dataset, group) in zip(axes[0], sizes[sizes["count"] > 0].groupby("dataset", sort=False), strict=True):
         for part, color, hatch in zip(("head", "tail"), style.PALETTE, (None, "///"), strict=False):

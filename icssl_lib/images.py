@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from icssl_lib.files import written_whole
 
 MAX_PIXELS = 64_000_000  # width x height of a picture before it is resized; more is refused unseen
+MAX_DECODED = 32_000_000  # of these, where the decoder does not skip any, as a JPEG's does: up to 20 bytes a pixel
+MAX_SCANS = 50  # of a progressive JPEG, each of which goes through the whole picture
 MAX_BYTES = 64 * 2**20  # of an encoded picture
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # no EPS: Pillow would start Ghostscript for it
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = (
-    MAX_BYTES  # a long comment is no reason to lose a picture
-)
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_BYTES  # a long comment loses no picture
 CHUNK = 256  # pictures that are in memory at a time while a store is written
 
 
@@ -46,11 +46,14 @@ def decode(picture: bytes | Image.Image, size: int) -> np.ndarray:
     """Fit a whole picture, encoded or open, into a white square: first frame, upright by EXIF, aspect kept, alpha on
     white. Returns: (size, size, 3) uint8, RGB.
     Raises: ImageError: too large (encoded, or in pixels by its header), or not decodable."""
-    if isinstance(picture, Image.Image):
-        return _fit(picture, size)
-    if len(picture) > MAX_BYTES:
+    encoded = isinstance(picture, bytes)
+    if encoded and len(picture) > MAX_BYTES:
         raise ImageError("too large", f"more than {MAX_BYTES} bytes")
+    if encoded and picture[:2] == b"\xff\xd8" and (scans := picture.count(b"\xff\xda")) > MAX_SCANS:
+        raise ImageError("too large", f"{scans} scans, the limit is {MAX_SCANS}")
     try:
+        if not encoded:
+            return _fit(picture, size)
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError("too large", f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
@@ -69,11 +72,15 @@ def _fit(image: Image.Image, size: int) -> np.ndarray:
     scale = size / max(image.size)
     # JPEG: decode at 1/2, 1/4 or 1/8 where that still leaves twice the pixels that are needed
     image.draft(None, tuple(max(1, round(2 * scale * side)) for side in image.size))
+    if image.width * image.height > MAX_DECODED:
+        raise ImageError("too large", f"{image.width} x {image.height} pixels to decode, the limit is {MAX_DECODED}")
     with suppress(Exception):  # an orientation that cannot be read is none; broken pixels are found out below
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):  # of any range, which Pillow would clip
-        grey = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
-        image = Image.fromarray(np.uint8(255 * (grey - grey.min()) / (np.ptp(grey) or 1)))
+        grey = np.nan_to_num(np.array(image, np.float64), copy=False, posinf=0, neginf=0)
+        grey -= grey.min()
+        grey /= grey.max() / 255 or 1
+        image = Image.fromarray(grey.astype(np.uint8))
     elif image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip rather than scale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -96,8 +103,7 @@ def write_store(
     ``path``, (rows, size, size, 3) uint8, appears whole or not at all; who has an earlier one open keeps its pixels.
     ``read`` is called from several threads and raises ImageError. size: side of the squares, in pixels.
 
-    Returns: (N,) int64, the row of each reference in the file, -1 where it failed; each failure by its position.
-    """
+    Returns: (N,) int64, the row of each reference in the file, -1 where it failed; each failure by its position."""
 
     def load(reference: Any) -> np.ndarray | ImageError:
         try:

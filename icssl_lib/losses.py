@@ -1,7 +1,6 @@
 """Contrastive losses as pure tensor functions, beside each the equation and its number in Chen & Chou (ECNLP 2022).
 
-As printed there, the denominator leaves the positive out: the loss can be negative, and needs a batch of two.
-"""
+As printed there, the denominator leaves the positive out: the loss can be negative, and needs a batch of two."""
 
 import torch
 from torch import Tensor
@@ -27,8 +26,7 @@ def info_nce(
 
     Returns: scalar mean over the rows that have a negative, 0 where none has. With all keys equal: log(N - 1), or
         log(N) with the positive included.
-    Raises: ValueError: shapes differ, N < 2, or temperature <= 0.
-    """
+    Raises: ValueError: shapes differ, N < 2, or temperature <= 0."""
     _check(query, key, temperature)
     same = torch.eye(len(query), dtype=torch.bool, device=query.device)
     if groups is not None:
@@ -62,8 +60,7 @@ def convirt(text: Tensor, image: Tensor, temperature: float, alpha: float, **for
 
     .. math:: L = \alpha\, L(t \to v) + (1 - \alpha)\, L(v \to t)
 
-    ``alpha`` in [0, 1] is the weight of the direction text to image. The rest, and ``form``: see `info_nce`.
-    """
+    ``alpha`` in [0, 1] is the weight of the direction text to image. The rest, and ``form``: see `info_nce`."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     there, back = info_nce(text, image, temperature, **form), info_nce(image, text, temperature, **form)
@@ -77,8 +74,7 @@ def sigmoid(text: Tensor, image: Tensor, scale: Tensor, bias: Tensor, groups: Te
 
     with z = 1 for a pair and -1 else. ``scale`` is 1/tau > 0 and ``bias`` is b: scalars (floats too), or (N,) with all
     rows equal, as of `encoders.PairScale`. Different rows of one group are left out. Returns: scalar, in nats per
-    title; at least 0. Raises: ValueError: shapes differ, or N < 2. That scale > 0 is not checked: a GPU would wait.
-    """
+    title; at least 0. Raises: ValueError: shapes differ, or N < 2. That scale > 0 is not checked: a GPU would wait."""
     _check(text, image)
     scale, bias = (torch.as_tensor(x, device=text.device).reshape(-1, 1) for x in (scale, bias))  # (1, 1) or (N, 1)
     pair = torch.eye(len(text), dtype=torch.bool, device=text.device)

@@ -1,8 +1,7 @@
 """Accuracy, macro-F1 of head and tail, and what a difference between two methods is worth.
 
 Tables in, tables out: ``predictions`` (columns dataset, method, fraction, seed, id, label, predicted; a row per Test
-item) and ``results`` (dataset, method, fraction, seed and the metrics). Metrics are 0 to 1, intervals 95%.
-"""
+item) and ``results`` (dataset, method, fraction, seed and the metrics). Metrics are 0 to 1, intervals 95%."""
 
 import gc
 import zlib
@@ -47,8 +46,7 @@ def macro_f1(label: Names, predicted: Names, labels: Names | None = None) -> flo
     """Unweighted mean of F1 over those of ``labels`` (None: all) that have true instances; nan where none has.
 
     So the classes that count are the same for every method (scikit-learn's default adds those that one method happened
-    to predict). A false positive on a class that counts lowers its F1, whatever the item's true class.
-    """
+    to predict). A false positive on a class that counts lowers its F1, whatever the item's true class."""
     label, predicted = np.asarray(label, str), np.asarray(predicted, str)
     counted = np.unique(label) if labels is None else np.intersect1d(np.asarray(labels, str), label)
     f1 = f1_score(label, predicted, labels=counted, average="macro", zero_division=0) if len(counted) else np.nan
@@ -78,8 +76,7 @@ def paired_bootstrap(
             (of those that are defined), so it speaks of these datasets, not of others. False: draws are the same
             everywhere, and there is no "all".
 
-    Returns: (dataset, method, against, metric, fraction) -> (1 + DRAWS n,).
-    """
+    Returns: (dataset, method, against, metric, fraction) -> (1 + DRAWS n,)."""
     if missing := {m for pair in pairs for m in pair} - set(predictions["method"]):
         raise ValueError(f"no predictions of {sorted(missing)}; found: {sorted(predictions['method'].unique())}")
     if over_all and (predictions["dataset"] == ALL).any():
@@ -115,8 +112,7 @@ def interval(gap: np.ndarray) -> Interval:
     """Of (1 + draws,), the sample's own value first; draws in which it is not defined do not count.
 
     p inverts the interval: twice the smaller share of draws at or beyond 0, as (1 + count) / (1 + draws), so never 0
-    (Davison and Hinkley, 1997, Bootstrap Methods, ch. 4), at most 1.
-    """
+    (Davison and Hinkley, 1997, Bootstrap Methods, ch. 4), at most 1."""
     drawn = gap[1:][~np.isnan(gap[1:])]
     if np.isnan(gap[0]) or not len(drawn):
         return Interval(float(gap[0]), np.nan, np.nan, np.nan)
@@ -134,13 +130,10 @@ def differences(predictions: pd.DataFrame, parts: Parts, metrics: Names = COMPAR
     return pd.DataFrame(rows, columns=["dataset", "method", "fraction", "metric", *Interval._fields[:3]])
 
 
-def compare(
-    predictions: pd.DataFrame, pairs: Pairs, parts: Parts, metrics: Names = COMPARED, n: int = 2000
-) -> pd.DataFrame:
+def compare(predictions: pd.DataFrame, pairs: Pairs, parts: Parts, metrics: Names = COMPARED, n=2000) -> pd.DataFrame:
     """`paired_bootstrap` of all pairs: dataset, method, against, metric, fraction, difference, low, high, p, p_holm.
 
-    p_holm is Holm's (1979) over all pairs and fractions of one dataset and metric.
-    """
+    p_holm is Holm's (1979) over all pairs and fractions of one dataset and metric."""
     rows = [(*key, *interval(gap)) for key, gap in paired_bootstrap(predictions, pairs, parts, metrics, n).items()]
     first = ["dataset", "method", "against", "metric"]
     table = pd.DataFrame(rows, columns=[*first, "fraction", *Interval._fields])
@@ -167,8 +160,7 @@ def label_efficiency(runs: pd.DataFrame, baseline=BASELINE, n: int = 2000, wides
     gets there, 100% counts: a lower bound. Nothing is extrapolated below the smallest fraction: there it is at least 1.
 
     runs: predictions, whose items and seeds are resampled; or results, whose seeds alone are. widest: a dataset whose
-    baseline was measured at fractions further apart (ratio), or at one, has no rows.
-    """
+    baseline was measured at fractions further apart (ratio), or at one, has no rows."""
     rows = []
     for dataset, group in runs.groupby("dataset", sort=False):
         if group.groupby(["method", "fraction"])["seed"].nunique().nunique() > 1:
@@ -265,8 +257,7 @@ def _resampled(
     """Of the sample (row 0) and of ``n`` resamples of its items: accuracy, then sums of F1 (or recall) over the classes
     of each set (G, K), method -> (1 + n, S, 1 + G); and how many classes of each set have items, (1 + n, G).
 
-    Resamples are weights on items, so counts by class are products of sparse one-hot matrices with them.
-    """
+    Resamples are weights on items, so counts by class are products of sparse one-hot matrices with them."""
     classes, true = np.unique(label, return_inverse=True)
     truth, matrices = _one_hot(true[None], len(classes)), {}
     for m, p in predicted.items():
@@ -295,9 +286,7 @@ def _one_hot(codes: np.ndarray, classes: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.ones(len(item)), at), shape=(len(codes) * classes, codes.shape[1]))
 
 
-def _scored(
-    group: pd.DataFrame, metrics: Names, n: int, seed: int = 0, parts: HeadTail = ((), ())
-) -> dict[str, np.ndarray]:
+def _scored(group: pd.DataFrame, metrics: Names, n: int, seed=0, parts: HeadTail = ((), ())) -> dict[str, np.ndarray]:
     """The metrics of each method on the resamples of one dataset and fraction, (1 + n, seeds, metrics)."""
     label, predicted = _aligned(group, group["method"].unique())
     recall = all(metric.endswith("recall") for metric in metrics)

@@ -18,8 +18,7 @@ from icssl_lib.dag import RunError
 def parameters_of(notebook: Path) -> dict[str, Any]:
     """Names in the cell tagged ``parameters``, with papermill's description of each.
 
-    Raises: RunError: no such notebook, or no cell with that tag (papermill would then run with defaults).
-    """
+    Raises: RunError: no such notebook, or no cell with that tag (papermill would then run with defaults)."""
     if not notebook.is_file():
         there = [path.name for path in notebook.parent.glob("*.ipynb")]
         raise RunError(f"{notebook}: no such notebook; {nearest(notebook.name, there)}")

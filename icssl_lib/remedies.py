@@ -27,9 +27,7 @@ def confusable(train: pd.DataFrame, labels: list[str]) -> np.ndarray:
     return counts / counts.sum(axis=1, keepdims=True)
 
 
-def flipped(
-    label: pd.Series, labels: list[str], share: float, seed: int, towards: np.ndarray | None = None
-) -> pd.Series:
+def flipped(label: pd.Series, labels: list, share: float, seed: int, towards: np.ndarray | None = None) -> pd.Series:
     """Noise: each label (N,) is, with probability ``share``, another one of ``labels``, drawn uniformly or by its row
     of ``towards`` (`confusable`), by seed and position alone: methods and nested fractions get the same ones."""
     at = pd.Index(labels).get_indexer(label)

@@ -53,11 +53,7 @@ def machine() -> dict[str, Any]:
     amx = ", AMX" if torch.cpu.get_capabilities().get("amx_bf16") else ""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     hardware = {"cpu": cpu, "instructions": torch.backends.cpu.get_cpu_capability() + amx, "cores": os.cpu_count()}
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-    }
+    versions = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
     return hardware | {"device": device, "system": platform.platform()} | versions
 
 
@@ -119,8 +115,7 @@ def run_study(config: Path, study: Study, out: Path, cores: int | None, profile:
 
 def fetch_datasets(study: Study, out: Path, only: str | None = None) -> None:
     """Fetch metadata and pictures of the datasets that have some; what came is counted in fetched.json of each.
-    Raises: ConfigError: no such dataset. CatalogueError: see icssl_lib.sources.fetch.
-    """
+    Raises: ConfigError: no such dataset. CatalogueError: see icssl_lib.sources.fetch."""
     from icssl_lib.sources.fetch import fetch  # jobs need not wait for httpx and pandas
 
     remote = [name for name, source in study.datasets.items() if source.source == "amazon"]

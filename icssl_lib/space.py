@@ -31,8 +31,7 @@ class View:
 
     embed: titles to (n, H). titles: (N, H) float32. predicted: (N,) objects, a classifier's labels, missing where it
     was not asked; None: no classifier. share: makes the space that titles and pictures share: what projects (n, H) to
-    (n, D), and the pictures, (N, D), any row where a product has none. Raises: ExploreError: no picture was shown.
-    """
+    (n, D), and the pictures, (N, D), any row where a product has none. Raises: ExploreError: no picture was shown."""
 
     embed: Callable[[Sequence[str]], Tensor | np.ndarray]
     titles: Tensor
@@ -45,8 +44,7 @@ class Exploration:
     """Products, views of them by name, and what one can ask. A product is named by its row in ``products``.
 
     products: columns id, title, label ("": unknown), part ("": of no study), size (head or tail, "": no label) and
-    image_row (equal for products that share a picture, -1: none). picture: a row to (S, S, 3) uint8, or None.
-    """
+    image_row (equal for products that share a picture, -1: none). picture: a row to (S, S, 3) uint8, or None."""
 
     products: pd.DataFrame
     picture: Callable[[int], np.ndarray | None]
@@ -62,8 +60,7 @@ class Exploration:
         """The k products nearest, by cosine, to a product (its row; not itself) or to a typed title.
 
         pictures: those whose pictures are nearest, each picture once, in the space that titles and pictures share.
-        Returns: row, id, title, label, rank, similarity.
-        """
+        Returns: row, id, title, label, rank, similarity."""
         of, typed, among = self.view(view), isinstance(query, str), self.products.index
         point = torch.as_tensor(of.embed([" ".join(query.split())])).float() if typed else of.titles[[query]]
         known = of.titles
@@ -130,8 +127,7 @@ class Exploration:
         uniformity: log of the mean Gaussian potential of two (Wang & Isola, 2020); low: all of the sphere is used.
         anisotropy: mean cosine of two titles (Ethayarajh, 2019); near 1 all seem alike. label agreement: share of a
         title's k nearest with its label. effective rank: see there. Of more than 5,000 products a seeded sample.
-        Returns: measure, part, value, n (products).
-        """
+        Returns: measure, part, value, n (products)."""
         rows = np.sort(np.random.default_rng(0).permutation(len(self.products))[:5000])
         products, sphere, found = self.products.loc[rows], normalize(self.view(view).titles[rows]).double(), []
         near = products["label"].to_numpy()[nearest_rows(sphere, sphere, k, skip_self=True)[1]]
@@ -140,12 +136,10 @@ class Exploration:
             who = np.flatnonzero((products["size"] == part) | (part == "all"))
             x, n = sphere[who], len(who)
             if n > 1:
-                found += [
-                    ("uniformity", part, float(uniformity(x)), n),
-                    ("anisotropy", part, float(x.sum(dim=0).square().sum() / n - 1) / (n - 1), n),
-                    ("label agreement", part, agrees[who].mean(), n),
-                    ("effective rank", part, effective_rank(x.numpy()), n),
-                ]
+                cosine = float(x.sum(dim=0).square().sum() / n - 1) / (n - 1)
+                values = {"uniformity": float(uniformity(x)), "anisotropy": cosine}
+                values |= {"label agreement": agrees[who].mean(), "effective rank": effective_rank(x.numpy())}
+                found += [(name, part, value, n) for name, value in values.items()]
         return pd.DataFrame(found, columns=["measure", "part", "value", "n"])
 
 

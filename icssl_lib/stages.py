@@ -1,7 +1,6 @@
 """The two stages as jobs: adapt, and fine-tune, for the seeds of a method on a dataset, each finished piece kept.
 
-A killed job goes on from its finished pieces; a study with one more seed or fraction trains that alone.
-"""
+A killed job goes on from its finished pieces; a study with one more seed or fraction trains that alone."""
 
 import json
 import os
@@ -44,8 +43,7 @@ def piece_of(run: Run, fraction: float | None, start: Start, catalogue: Catalogu
     """The folder of a finished piece: an encoder (``fraction`` is None), or a classifier on that fraction of Train.
 
     Its name holds a hash of all that the piece depends on: settings, data, and when each file that it is made from was
-    written.
-    """
+    written."""
     own = study.of(run.method)
     name, stage = ("encoder", "adapt") if fraction is None else (f"f{100 * fraction:03g}", "finetune")  # f005, f100
     settings = own.model_dump(mode="json", include={"text", "vision", "runtime", stage})
@@ -74,8 +72,7 @@ def adapt_seeds(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Adapt the encoder once with each seed, unless that is finished, and keep it in ``encoders/``.
 
-    Returns: history: step, epoch, loss, seconds, seed. space: measure, value, when, seed.
-    """
+    Returns: history: step, epoch, loss, seconds, seed. space: measure, value, when, seed."""
     pieces, after = {}, entry_of(study, method).after
     for run in (Run(dataset, method, seed) for seed in seeds):
         own = resolved(study, out)
@@ -111,8 +108,7 @@ def classify_seeds(
 
     Returns: scores: one row per seed and fraction: dataset, method, fraction, seed, n_train, the metrics on Test,
     dev_accuracy, test_readings, seconds. predictions: one row per seed, fraction and product of Test: dataset, method,
-    fraction, seed, id, label, predicted, confidence.
-    """
+    fraction, seed, id, label, predicted, confidence."""
     fractions, scores, tables = study.of(method).finetune.fractions, [], []
     with tqdm(desc=f"{dataset} {method}", total=len(seeds) * len(fractions), unit="classifier") as bar:
         for run in (Run(dataset, method, seed) for seed in seeds):

@@ -1,7 +1,6 @@
 """How the study's figures look, and what their panels share.
 
-Methods differ by colour (colour-blind safe), marker and line, so that a grey print can be read as well.
-"""
+Methods differ by colour (colour-blind safe), marker and line, so that a grey print can be read as well."""
 
 import functools
 import itertools
@@ -18,19 +17,13 @@ from icssl_lib.methods import METHODS
 from icssl_lib.metrics import method_name
 
 PALETTE = sns.color_palette("colorblind").as_hex()
-LOOKS = [
-    {"color": PALETTE[0], "marker": "o", "linestyle": "-"},
-    {"color": PALETTE[1], "marker": "s", "linestyle": "--"},
-    {"color": PALETTE[2], "marker": "D", "linestyle": "-", "linewidth": 2.4},
-    {"color": PALETTE[3], "marker": "X", "linestyle": ":"},
-    {"color": PALETTE[4], "marker": "^", "linestyle": "-."},
-    {"color": PALETTE[5], "marker": "v", "linestyle": (0, (5, 1))},
-    {"color": "#444444", "marker": "P", "linestyle": (0, (1, 1))},
-]
+LINES = ("-", "--", "-", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+LOOKS = zip([*PALETTE[:6], "#444444"], "osDX^vP", LINES, strict=True)
+LOOKS = [{"color": color, "marker": marker, "linestyle": line} for color, marker, line in LOOKS]
+LOOKS[2]["linewidth"] = 2.4
 FILLS = ("full", "none", "left", "top", "right", "bottom")  # of markers, for more methods than looks
 STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.grid": True, "grid.alpha": 0.3, "lines.markersize": 5}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
-STYLE |= {"svg.hashsalt": "icssl"}  # the same numbers give the same file
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "icssl"}  # salt: the same file again
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

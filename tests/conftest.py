@@ -10,12 +10,8 @@ if TYPE_CHECKING:
     from icssl_lib.catalogue import Catalogue
 
 # Before torch, tokenizers or matplotlib are imported; the notebooks' kernels inherit them.
-for name, value in {
-    "HF_HUB_OFFLINE": "1",
-    "MPLBACKEND": "Agg",
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}.items():
+SHARED = {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+for name, value in SHARED.items():
     os.environ.setdefault(name, value)
 
 import torch  # noqa: E402

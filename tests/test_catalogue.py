@@ -235,7 +235,8 @@ def test_each_fault_is_counted_with_an_example(tmp_path):
 def test_texts_are_brought_to_one_form_and_counted(tmp_path):
     frame = write_shop(tmp_path)
     frame.loc[:3, "label"] = ["Caf\xe9", "Cafe\u0301", "N/A", "nan"]
-    frame.loc[:2, "title"] = ["zero\u200bwidth \u200fmark", "Salt &amp; pepper &#39;n&#39; AT&T &mug", "soft\xadhyphen"]
+    frame.loc[:1, "title"] = ["zero\u200bwidth \u200fmark", "Salt &amp; pepper &#39;n&#39; AT&T &mug"]
+    frame.loc[2, "title"] = "soft\xad\u061c\u3164hyphen"
     report = {
         ("HTML entities in title", "kept"): (1, "p01: Salt &amp; pepper &#39;n&#39; AT&T &mug"),
         ("zero-width characters in title", "repaired"): (2, "p00: zero\u200bwidth \u200fmark"),
@@ -259,13 +260,13 @@ def test_a_table_may_bring_its_own_parts(tmp_path):
     catalogue = run(tmp_path, frame, part="fold")
     assert catalogue.products["part"].tolist() == frame["fold"].tolist()
     assert counted(catalogue.report) == {("title that stands in another part too", "kept"): 1}
-    for bad, message in {
-        "val": "1 products of another part than ssl, .*'val'",
-        "dev": "no product is of the part test",
-    }.items():
+    for bad, message in {"val": "1 products of another part .*'val'", "dev": "no product is of the part test"}.items():
         frame["fold"] = ["ssl", "train", "dev", "dev"] * 9 + ["ssl", "train", "dev", bad]
         with pytest.raises(CatalogueError, match=message):
             run(tmp_path, frame, part="fold")
+    frame["fold"] = ["ssl", "train", "dev", "test"] * 10
+    with pytest.raises(CatalogueError, match=r"no product is of the part test; .*10 dropped: empty label, and of an"):
+        run(tmp_path, frame.assign(label=frame["label"].where(frame["fold"] != "test")), part="fold")
 
 
 def test_products_without_picture_are_kept_on_demand_and_small_classes_dropped(tmp_path):
@@ -326,7 +327,7 @@ def test_a_shop_that_has_labelled_few_products_adapts_with_all(tmp_path):
     assert ("p04" in set(table["id"])) == (with_that_title == "ssl")
     expected = {("empty label", "kept"): 10}
     if with_that_title != "ssl":
-        expected["empty label, and the title of a product of another part", "dropped"] = 1
+        expected["empty label, and of another part than ssl", "dropped"] = 1
     assert counted(catalogue.report) == expected
     assert (table[~labelled]["part"] == "ssl").all()
     assert (table[~labelled]["image_row"] >= 0).all()

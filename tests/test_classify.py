@@ -306,10 +306,18 @@ def test_a_classifier_of_pictures_reads_the_adapted_tower(study, toy, tmp_path):
     assert not torch.allclose(plain, other, atol=1e-3)
 
 
+def test_methods_that_need_pictures_stop_where_there_are_none(toy, study):
+    bare = toys.catalogue(toy.folder, pictures=False)
+    bare.report = pd.DataFrame({"reason": ["picture missing"], "example": [r"p0: picture missing: /shop/a\0.png"]})
+    classify.check_catalogue(study.model_copy(update={"methods": ["origin"]}), bare)
+    with pytest.raises(classify.CatalogueError, match=r"0\.0% of the products .*a\\0\.png; .*leave out convirt"):
+        classify.check_catalogue(study.model_copy(update={"methods": ["origin", "convirt"]}), bare)
+
+
 def test_a_labels_name_is_one_more_title_of_its_own_and_no_label(toy, run):
-    names = recommended.named(["Gel_Nail-Polishes", "mug", "--"])
-    assert names.title.tolist() == ["Gel Nail Polishes", "mug", "--"]
-    assert names.label.tolist() == ["Gel_Nail-Polishes", "mug", "--"]
+    labels = {"Gel_Nail-Polishes": "Gel Nail Polishes", "mug": "mug", "--": "--"}
+    labels |= {"किताबें_और/खिलौने": "किताबें और खिलौने", "مُعَدّات": "مُعَدّات", "กาแฟ+ชา": "กาแฟ ชา", "Cafe\u0301": "Cafe\u0301"}
+    assert recommended.named(list(labels))[["label", "title"]].to_numpy().tolist() == list(map(list, labels.items()))
     plain, named = run("tfidf", toy, 0.2), run("tfidf", toy, 0.2, label_names=True)
     assert plain.n_train == named.n_train == 6
     told = named_by_title(toy)

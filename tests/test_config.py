@@ -48,6 +48,11 @@ def write(folder: Path, **changes) -> Path:
         ({"datasets": {"a": {"source": "table", "table": "~nobody_here/x.csv"}}}, r"a\.table: .*nobody's home"),
         ({"datasets": {"a": {"source": "table", "table": "a{b}/x.csv"}}}, r"a\.table: .*a brace"),
         ({"text": {}}, r"needs a `pretrain:` section"),
+        ({"text": {"model": "a" * 300}}, r"File name too long"),
+        ({"datasets": {"a": {"source": "table", "table": "a\0.csv"}}}, r"embedded null byte"),
+        ({"study": "a" * 101}, r"study: .*should match pattern"),
+        ({"adapt": {"lr": float("inf")}}, r"adapt\.lr: .*a finite number"),
+        ({"adapt": {"epochs": True}}, r"adapt: epochs: True is neither number nor text"),
     ],
 )
 def test_mistakes_are_refused_with_what_and_where(tmp_path, changes, message):
@@ -76,6 +81,8 @@ def test_a_file_that_is_no_study_is_refused(tmp_path):
         ("study: !!bool x\n", r"no such value.*line 1"),
         ("study: !!int x\n", r"no such value.*line 1"),
         ("study: " + "[" * 5000, r"not YAML: .*recursion"),
+        ("a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{f'*a{i}, ' * 9}]\n" for i in range(9)), "and 30 aliases"),
+        ("#" * 200_001, "at most 200,000 characters"),
     ],
 )
 def test_yaml_that_makes_no_sense_is_refused_with_its_line(tmp_path, text, message):
@@ -136,9 +143,7 @@ def test_methods_are_checked_against_the_registry(tmp_path):
         check_methods(load_config(write(tmp_path, methods=["origin", "mlm_simcse"])))
     check_methods(load_config(write(tmp_path, methods=["origin", "mlm_simcse", "mlm"])))
     other = {"methods": ["origin"], "variants": {"other": {"of": "mlm_simcse", "text": {"model": "bert-base-uncased"}}}}
-    with pytest.raises(
-        ConfigError, match=r"variants\.other\.text\.model: 'mlm_simcse' starts from that of 'mlm'; vary that"
-    ):
+    with pytest.raises(ConfigError, match=r"other\.text\.model: 'mlm_simcse' starts from that of 'mlm'; vary that"):
         check_methods(load_config(write(tmp_path, **other)))
 
 

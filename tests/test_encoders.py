@@ -129,6 +129,15 @@ def test_a_folder_without_model_or_weights_or_with_damaged_ones_is_named(tiny_te
     (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(ModelError, match="cannot load"):
         load_text(str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))
+    with pytest.raises(ModelError, match=r"cannot load .*Weights only load failed"):
+        load_text(str(tmp_path))
+    assert not (tmp_path / "sprung").exists()
+    backbone, tokenizer = load_text(str(tiny_text))
+    backbone.embeddings.word_embeddings.weight.data.fill_(torch.nan)
+    with pytest.raises(ModelError, match="numbers that are not finite"):
+        encoders.save_pretrained(backbone, tokenizer, tmp_path / "nan") or load_text(str(tmp_path / "nan"))
 
 
 def test_hub_name_without_network_points_to_the_folder_option():
@@ -163,9 +172,7 @@ def test_a_checkpoint_that_is_pickled_missing_damaged_or_does_not_fit(tmp_path):
         load_vision(config)
     for content in (b"not a checkpoint", pickle.dumps(Trap(tmp_path / "sprung"))):
         path.write_bytes(content)
-        with pytest.raises(
-            ModelError, match=r"vision\.checkpoint: .*model\.safetensors: .*; only \.safetensors files are read"
-        ):
+        with pytest.raises(ModelError, match=r"checkpoint: .*\.safetensors: .*; only \.safetensors files are read"):
             load_vision(config)
     assert not (tmp_path / "sprung").exists()
     save_file({"something": torch.zeros(2)}, path)
@@ -193,9 +200,8 @@ def test_an_encoder_that_would_not_read_titles_is_refused(tiny_text, tmp_path):
         str(toys.save_text(tmp_path / "few", vocab_size=20)): "has 20 embeddings, and its tokenizer more ids",
         str(toys.save_text(tmp_path / "short", max_position_embeddings=32)): "reads at most 32 tokens; lower",
     }
-    T5Model(T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
-        tmp_path / "both"
-    )
+    shape = {"vocab_size": 300, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    T5Model(T5Config(**shape)).save_pretrained(tmp_path / "both")
     load_text(str(tiny_text))[1].save_pretrained(tmp_path / "both")
     for folder, message in (cases | {str(tmp_path / "both"): "is an encoder-decoder"}).items():
         with pytest.raises(ModelError, match=message):
@@ -203,6 +209,21 @@ def test_an_encoder_that_would_not_read_titles_is_refused(tiny_text, tmp_path):
     for name in ("no/such/folder", "./bert", f"{tmp_path.name}/x/"):
         with pytest.raises(ModelError, match=r"holds no config\.json"):
             load_text(name)
+
+
+@pytest.mark.parametrize(("file", "change", "message"), [
+    ("config", {"num_hidden_layers": 2}, "has no weights of 16 names"),
+    ("config", {"return_dict": False}, "is no encoder of texts: 'tuple' object"),
+    ("config", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "custom code"),
+    ("tokenizer_config", {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}, "fugashi"),
+])  # fmt: skip
+def test_a_folder_that_asks_for_what_is_not_there_is_refused(file, change, message, tiny_text, tmp_path):
+    encoders.save_pretrained(*load_text(str(tiny_text)), tmp_path / "model")
+    (tmp_path / "model/vocab.txt").write_text("[UNK]")
+    path = tmp_path / f"model/{file}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=f"text.model: .*{message}"):
+        load_text(str(tmp_path / "model"))
 
 
 def test_positions_of_roberta_begin_behind_the_padding_id(tiny_text, tmp_path):
@@ -252,6 +273,14 @@ def test_another_pooling_is_refused(tmp_path):
     ):
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(found))
         assert encoders.pooling_of(str(tmp_path)) == expected
+    (tmp_path / "1_Pooling").rename(tmp_path / "pool")
+    modules = [{"path": "pool", "type": "sentence_transformers.models.Pooling"}, {"path": "", "type": "a.Dense"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules[:1]))
+    assert encoders.pooling_of(str(tmp_path)) == "cls"
+    for text, message in ((json.dumps(modules), "pools by Dense and cls; set"), ("{", "cannot read how")):
+        (tmp_path / "modules.json").write_text(text)
+        with pytest.raises(ModelError, match=message):
+            encoders.pooling_of(str(tmp_path))
 
 
 @pytest.mark.parametrize("model", ["mobilenetv3_small_050", "resnet10t", "test_convnext"])

@@ -260,15 +260,7 @@ def test_pictures_and_encoders_of_every_kind(tiny_text, tmp_path, monkeypatch):
     (tmp_path / "red.png").write_bytes(png("red"))
     red, pixels = Image.new("RGB", (20, 20), "red"), np.full((20, 20, 3), (255, 0, 0), np.uint8)
     lists = [["red.png", "gone.png"], np.array(["red.png"], object), [], ["gone.png"]]
-    kinds = [
-        red,
-        pixels,
-        {"bytes": png("red"), "path": None},
-        tmp_path / "red.png",
-        "~/red.png",
-        *lists,
-        "~nobody/x.png",
-    ]
+    kinds = [red, pixels, {"bytes": png("red"), "path": None}, tmp_path / "red.png", "~/red.png", *lists, "~nobody/x"]
     monkeypatch.setenv("HOME", str(tmp_path))
     table = pd.DataFrame({"title": [f"mug {i}" for i in range(len(kinds))], "image": pd.Series(kinds, dtype=object)})
     of_transformers, of_st = Path(tiny_text), SentenceTransformer(str(tiny_text), device="cpu")
@@ -288,13 +280,20 @@ def test_pictures_and_encoders_of_every_kind(tiny_text, tmp_path, monkeypatch):
     ({"titel": ["a"]}, r"expected distinct columns, one of them title; found \['titel'\]"),
     ({("title", "en"): ["a"]}, "expected distinct columns"),
     ({"title": ["", None]}, "none of 2 products has a title"),
+    ({"title": ["a"], "image": [np.zeros((3, 3, 3))]}, r"'image' holds float64 pixels \(3, 3, 3\), not uint8"),
 ])  # fmt: skip
 def test_a_table_that_cannot_be_explored_has_an_error_of_one_kind(columns, message):
     with pytest.raises(ExploreError, match=message):
         explore.explore(pd.DataFrame(columns), {})
-    twice = pd.DataFrame([["a", "b"]], columns=["title", "title"])
-    with pytest.raises(ExploreError, match="expected distinct columns"):
-        explore.explore(twice, {})
+    for table in (pd.DataFrame([["a", "b"]], columns=["title", "title"]), pd.Series(["a"]), {"title": ["a"]}):
+        with pytest.raises(ExploreError, match="expected distinct columns"):
+            explore.explore(table, {})
+
+
+@pytest.mark.parametrize("rows", [None, [[1.0, 2.0]], [1.0, 2.0], [[1.0], [math.nan]], [[1.0], [1.0, 2.0]], ["a", "b"]])
+def test_an_encoder_gives_a_row_of_finite_numbers_for_each_title(rows):
+    with pytest.raises(ExploreError, match="encoder 'mine' gives no row of finite numbers for each title: "):
+        explore.explore(pd.DataFrame({"title": ["mug", "lamp"]}), {"mine": lambda titles: rows})
 
 
 def test_questions_that_cannot_be_answered():
@@ -304,12 +303,9 @@ def test_questions_that_cannot_be_answered():
         (lambda: space.moved("befor", "after"), "no view 'befor'; did you mean 'before'"),
         (lambda: space.words([]), "the selection is empty"),
         (lambda: explore.linked_maps(space), "3 products; a map needs at least 5"),
-        (lambda: explore.explore(pd.DataFrame({"title": ["", None]}), {}), "none of 2 products has a title"),
     ):
         with pytest.raises(ExploreError, match=message):
             question()
-    with pytest.raises(ExploreError, match="title"):
-        explore.explore(pd.DataFrame({"titel": ["a"]}), {})
     assert space.confusions("before", "after").empty  # no classifier was asked
 
 

@@ -137,16 +137,9 @@ def test_limits(monkeypatch, tmp_path):
             decode(encoded, 8)
 
 
-BROKEN = {
-    "jpeg": encode(Image.fromarray(NOISE), "JPEG")[:1500],
-    "png": encode(Image.fromarray(NOISE))[:3000],
-}
-FOREIGN = {
-    "empty": b"",
-    "text": b"not a picture",
-    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    "html": b"<html>not found</html>",
-}
+BROKEN = {"jpeg": encode(Image.fromarray(NOISE), "JPEG")[:1500], "png": encode(Image.fromarray(NOISE))[:3000]}
+FOREIGN = {"empty": b"", "text": b"not a picture", "html": b"<html>not found</html>"}
+FOREIGN["eps"] = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
 
 
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
@@ -158,9 +151,8 @@ def test_broken_pictures(data):
 
 @pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
 def test_what_is_no_picture_says_how_it_begins(data):
-    with pytest.raises(
-        ImageError, match=f"not recognised: {'begins with b' if data else 'an empty file'}.*; read are JPEG"
-    ):
+    begins = "begins with b" if data else "an empty file"
+    with pytest.raises(ImageError, match=f"not recognised: {begins}.*; read are JPEG"):
         decode(data, 32)
 
 
@@ -169,25 +161,29 @@ def test_faults_beside_the_pixels_lose_no_picture():
     comment = PngImagePlugin.PngInfo()
     comment.add_text("Comment", "x" * 2_000_000, zip=True)
     words = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHI4sI", 1, 0x112, 2, 3, b"up", 0)  # of an orientation
-    for options in (
-        {"pnginfo": comment},
-        {"exif": words},
-        {"exif": b"Exif\0\0nonsense"},
-        {"icc_profile": b"no"},
-    ):
+    for options in ({"pnginfo": comment}, {"exif": words}, {"exif": b"Exif\0\0nonsense"}, {"icc_profile": b"no"}):
         assert np.array_equal(decode(encode(image, "PNG", **options), 32), whole), options
 
 
 def test_avif_and_grey_of_any_range_are_read():
     assert abs(decode(encode(Image.new("RGB", (32, 32), (200, 30, 90)), "AVIF"), 8)[4, 4] - [200.0, 30, 90]).max() < 9
     ramp = np.linspace(-3, 5, 64 * 64).reshape(64, 64)
-    for grey in (
-        ramp.astype(np.float32),
-        (ramp * 1e6).astype(np.int32),
-        np.where(ramp == 5, np.nan, ramp).astype(np.float32),
-    ):
+    holed = np.where(ramp == 5, np.nan, ramp).astype(np.float32)
+    for grey in (ramp.astype(np.float32), (ramp * 1e6).astype(np.int32), holed):
         pixels = decode(encode(Image.fromarray(grey), "TIFF"), 64)[..., 0].astype(float)
         assert abs(pixels - np.linspace(0, 255, 64 * 64).reshape(64, 64))[:-1].max() < 2
+
+
+def test_what_would_take_seconds_or_a_gigabyte_is_refused_unseen():
+    scans = encode(Image.fromarray(NOISE), "JPEG", progressive=True)
+    scans = scans[:-2] + 60 * scans[scans.rindex(b"\xff\xda") : -2] + scans[-2:]
+    for data, message in ((scans, r"\d+ scans, the limit is 50"), (encode(Image.new("1", (6000, 6000))), "to decode")):
+        with pytest.raises(ImageError, match=f"too large: .*{message}"):
+            decode(data, 8)
+    assert near(decode(encode(solid("RGB", RED, (6000, 6000)), "JPEG"), 8), RED, 12)  # an eighth of it is decoded
+    (closed := solid("RGB", RED)).close()
+    with pytest.raises(ImageError, match="corrupt: Operation on closed image"):
+        decode(closed, 8)
 
 
 def test_missing_files(tmp_path):

@@ -13,14 +13,8 @@ from icssl_lib.images import ImageError
 from icssl_lib.sources.raw import CatalogueError
 from icssl_lib.sources.table import load
 
-ROWS = pd.DataFrame(
-    {
-        "sku": ["007", "008", "009"],
-        "name": ['Lamp, 19" wide', "NA", "Étagère\u00a0 №5"],
-        "class": ["lamp", "null", "12"],
-        "file": ["a.png", "sub/b.png", ""],
-    }
-)
+COLUMNS = {"sku": ["007", "008", "009"], "name": ['Lamp, 19" wide', "NA", "Étagère\u00a0 №5"]}
+ROWS = pd.DataFrame(COLUMNS | {"class": ["lamp", "null", "12"], "file": ["a.png", "sub/b.png", ""]})
 NAMES = {"id": "sku", "title": "name", "label": "class", "image": "file"}
 
 
@@ -103,9 +97,8 @@ def test_values_that_are_no_text(tmp_path):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
     raw = load("shop", source(tmp_path / "p.jsonl"))
     assert raw.table[list(NAMES)].to_numpy().tolist() == [["7", "", "1.5", ""], ["True", "Lamp", "", ""]]
-    pd.DataFrame({"sku": [1, 2], "name": [b"Lamp", b"B\xff"], "class": [3, None], "file": "x"}).astype(
-        {"class": "Int64"}
-    ).to_parquet(tmp_path / "p.parquet")
+    rows = pd.DataFrame({"sku": [1, 2], "name": [b"Lamp", b"B\xff"], "class": [3, None], "file": "x"})
+    rows.astype({"class": "Int64"}).to_parquet(tmp_path / "p.parquet")
     raw = load("shop", source(tmp_path / "p.parquet"))
     assert raw.table[list(NAMES)].to_numpy().tolist() == [["1", "Lamp", "3", "x"], ["2", "B\ufffd", "", "x"]]
 
@@ -125,7 +118,7 @@ def test_labels_from_a_second_table(tmp_path):
     raw = load("shop", source(write(tmp_path / "p.csv", ROWS.drop(columns="class")), labels=second))
     assert raw.table["label"].tolist() == ["lamp", "chair", ""]
     assert raw.report.frame().to_numpy().tolist() == [
-        ["further label of an id, in l.csv", "left out", 1, ""],
+        ["further label of an id, in l.csv", "left out", 1, "008"],
         ["id without a label, in l.csv", "left out", 1, "009"],
     ]
     with pytest.raises(CatalogueError, match=r"l\.csv: no column 'kye'; did you mean 'key'"):
@@ -138,6 +131,8 @@ def test_paths_of_pictures_by_a_pattern(tmp_path):
     raw = load("shop", source(write(tmp_path / "p.csv"), image="{class}/{sku}.png"))
     assert raw.table["image"].tolist() == ["lamp/007.png", "null/008.png", "12/009.png"]
     assert raw.read_image("lamp/007.png") == b"here"
+    (tmp_path / "p.jsonl").write_text('{"sku": "\\ud800", "name": "a", "class": "b"}')
+    assert load("shop", source(tmp_path / "p.jsonl", image="{sku}.png")).table["image"].tolist() == ["\ud800.png"]
     for pattern, column in {"{skuu}.png": "skuu", "{sku.__class__}.png": "sku.__class__", "{0}": "0"}.items():
         with pytest.raises(CatalogueError, match=f"no column '{column}'"):
             load("shop", source(tmp_path / "p.csv", image=pattern))
@@ -154,9 +149,8 @@ def test_pictures_in_a_column(tmp_path):
     files = [b"first", {"bytes": b"second", "path": None}, {"bytes": None, "path": "a.png"}, ["a.png", "b.png"]]
     (tmp_path / "a.png").write_bytes(b"third")
     for i, file in enumerate(files):
-        pd.DataFrame({"sku": ["1"], "name": ["x"], "class": ["y"], "file": [file]}).to_parquet(
-            tmp_path / f"{i}.parquet"
-        )
+        row = pd.DataFrame({"sku": ["1"], "name": ["x"], "class": ["y"], "file": [file]})
+        row.to_parquet(tmp_path / f"{i}.parquet")
         raw = load("shop", source(tmp_path / f"{i}.parquet"))
         assert raw.read_image(raw.table["image"][0]) == [b"first", b"second", b"third", b"third"][i]
 
@@ -187,6 +181,11 @@ CSV = ROWS.to_csv(index=False).encode()
         ("p.csv.gz", CSV, r"a broken table, or no UTF-8 \("),
         ("p.csv", gzip.compress(CSV, mtime=0), r"its bytes are those of gzip; let its name end in \.gz"),
         ("p.parquet", gzip.compress(CSV, mtime=0), r"its bytes are those of gzip"),
+        ("p.csv.gz", gzip.compress(gzip.compress(CSV)), r"its bytes are those of gzip"),
+        ("p.csv.gz", gzip.compress(CSV.decode().encode("utf-16")), "its bytes are those of UTF-16"),
+        ("p.csv.gz", gzip.compress(bytes(2**28 + 1)), r"more than 268435456 bytes when unpacked"),
+        ("p.csv", b"ARROW1\0\0", "its bytes are those of a format that is not read"),
+        ("p.csv", b"sku|name|class|file\n1|a|b|c\n", "no column 'sku'; its fields are separated by bars"),
         ("p.csv", b"PK\x03\x04\x14\x00", "its bytes are those of a workbook or an archive; save the sheet"),
         ("p.jsonl", b"PAR1\x15\x04", r"its bytes are those of Parquet; let its name end in \.parquet"),
         ("p.csv", CSV.decode().encode("latin-1", "replace"), "a broken table, or no UTF-8 .*codec can't decode"),
@@ -214,6 +213,13 @@ def test_a_table_that_cannot_be_used_stops_with_one_sentence(tmp_path, name, dat
     with pytest.raises(CatalogueError, match=f"^dataset shop: .*{name}: {message}") as caught:
         load("shop", source(tmp_path / name))
     assert "\n" not in str(caught.value)
+
+
+def test_parquet_that_unpacks_to_far_more(tmp_path):
+    rows = pd.DataFrame({"sku": range(30_000), "name": "x" * 13_000, "class": "a", "file": ""})
+    rows.assign(name=rows["name"].astype("category")).to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(CatalogueError, match="more than 268435456 bytes when unpacked"):
+        load("shop", source(tmp_path / "p.parquet"))
 
 
 def test_unknown_column_of_parquet_and_absent_files(tmp_path):

@@ -1,8 +1,7 @@
 """CUDA graphs: a training step is recorded once for each shape of its batch, and then replayed.
 
 A CPU starts a step's few thousand kernels more slowly than a GPU ends them; a recorded step is started at once. Its
-shapes are fixed, so titles are packed into a round number of tokens, and few shapes come up.
-"""
+shapes are fixed, so titles are packed into a round number of tokens, and few shapes come up."""
 
 from collections.abc import Callable, Iterable
 

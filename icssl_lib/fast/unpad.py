@@ -2,8 +2,7 @@
 
 A third to a half of a batch of titles is padding. Inside `fast` an encoder takes and returns the same padded rows, but
 its linear layers see the real tokens of all rows laid end to end (ByteTransformer: Zhai et al., 2023). Attention goes
-back to rows.
-"""
+back to rows."""
 
 import contextlib
 from collections.abc import Iterator

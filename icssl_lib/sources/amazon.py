@@ -18,21 +18,21 @@ import pandas as pd
 
 from icssl_lib.config import AmazonSource
 from icssl_lib.images import ImageError, read_bytes
-from icssl_lib.sources.raw import CatalogueError, RawCatalogue, Report
+from icssl_lib.sources.raw import CatalogueError, RawCatalogue, Report, unescaped
 
 FIELDS = {  # beside the title: the identity, the category path (2014: a list of paths), pictures, larger ones first
     2014: ("asin", "categories", ["imUrl"]),
     2018: ("asin", "category", ["imageURLHighRes", "imageURL", "image"]),
     2023: ("parent_asin", "categories", ["images"]),
 }
-MAX_LINE = 2**20  # bytes; a literal of that size takes some 100 MB to parse
+MAX_LINE = 2**19  # bytes; a literal of that size takes a second and 50 MB to parse
 LOG = "pictures.jsonl"  # what became of each picture, in the source's folder; see fetch.py
 _FETCH = "run `python -m icssl_lib.runs fetch CONFIG`"
 # The same picture under an older name of the picture server
 _MOVED = re.compile(r"[a-z0-9-]+\.(?:ssl-)?images-amazon\.com|(?:g-)?images\.amazon\.com|m\.media-amazon\.com")
 NO_PICTURE = re.compile(r"no-img|no-image|no_image|transparent-pixel|grey-pixel", re.IGNORECASE)
 # Page source that was taken for a title: begins with a tag, or holds script ("multi function (black)" is a title)
-_PAGE_SOURCE = re.compile(r"^\s*</?[A-Za-z!]|\bgetTime\(|\baPageStart\b|\bue_t0\b|\bfunction\s*\([^)]*\)\s*\{")
+_PAGE_SOURCE = re.compile(r"^\s*</?[A-Za-z!]|\bgetTime\(|\baPageStart\b|\bue_t0\b|\bfunction\s*\([^()]*\)\s*\{")
 
 
 class Product(NamedTuple):
@@ -96,6 +96,8 @@ def _product(line: bytes, source: AmazonSource) -> Product | str:
     """The product of one line, or why it is dropped."""
     if len(line) > MAX_LINE:
         return f"line of more than {MAX_LINE} bytes"
+    if source.vintage == 2014 and line.count(b"{") > 1000:  # of an f-string Python parses them in quadratic time
+        return "line of more than 1000 braces"
     try:
         text = line.decode("utf-8", "replace").strip()
         record = ast.literal_eval(text) if source.vintage == 2014 else json.loads(text)
@@ -104,7 +106,7 @@ def _product(line: bytes, source: AmazonSource) -> Product | str:
     if not isinstance(record, dict):
         return f"line not in the syntax of {source.vintage}"
     identity, categories, pictures = FIELDS[source.vintage]
-    key, title = _text(record.get(identity)), html.unescape(_text(record.get("title"))).strip()
+    key, title = _text(record.get(identity)), unescaped(_text(record.get("title"))).strip()
     label = _leaf(_list(record.get(categories)) if source.vintage == 2014 else [record.get(categories)])
     url = _image_url([image for name in pictures for image in _list(record.get(name))])
     flaws = {
@@ -126,7 +128,7 @@ def _leaf(paths: list[Any]) -> str:
     own line; '' without one. Leaves of one name are one class. Markup, in which some paths of 2018 end, is no part."""
     parts = [list(map(_text, path)) for path in paths if isinstance(path, list)]
     deepest = max(([part for part in path if part[:1] not in ("", "<")] for path in parts), key=len, default=[])
-    return " ".join(html.unescape(deepest[-1]).split()) if deepest else ""
+    return " ".join(unescaped(deepest[-1]).split()) if deepest else ""
 
 
 def _image_url(images: list[Any]) -> str:

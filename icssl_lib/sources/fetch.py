@@ -3,8 +3,7 @@
 Addresses come from a file on the web, so they are not trusted: only hosts of an allow-list are asked, at each redirect.
 A picture's last line in ``pictures.jsonl`` tells what became of it: ok; gone (404, 410); placeholder (a pixel, or a "no
 image" icon); corrupt (no picture by Pillow); too large; refused (another 4xx, or a web page, as a proxy or a bot check
-sends); forbidden (outside the allow-list); or failed (no answer, a broken one, 429 or 5xx, after all retries).
-"""
+sends); forbidden (outside the allow-list); or failed (no answer, a broken one, 429 or 5xx, after all retries)."""
 
 import hashlib
 import json

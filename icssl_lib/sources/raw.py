@@ -1,11 +1,17 @@
 """What ``load(name, source)`` of each module here delivers: a table before cleaning, pictures, and a report."""
 
+import html
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from PIL import Image
+
+_ENTITY = re.compile(r"&(#\d{1,9}|#[xX][0-9a-fA-F]{1,9}|[A-Za-z][A-Za-z0-9]{1,40});")
+unescaped = partial(_ENTITY.sub, lambda entity: html.unescape(entity[0]))  # a text, HTML entities as their characters
 
 
 class CatalogueError(ValueError):

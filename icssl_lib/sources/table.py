@@ -2,10 +2,13 @@
 
 import csv
 import gzip
+import io
 import json
 import re
+import sys
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,15 +24,15 @@ from icssl_lib.images import ImageError, read_bytes
 from icssl_lib.sources.raw import CatalogueError, RawCatalogue, Report
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet")
-FOREIGN = {  # the first bytes of files that bear another's name
-    b"\x1f\x8b": "gzip; let its name end in .gz",
-    b"PAR1": "Parquet; let its name end in .parquet",
-    **dict.fromkeys(
-        (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"), "a workbook or an archive; save the sheet as CSV, or unpack it"
-    ),
-    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16; save it as UTF-8"),
-    **dict.fromkeys((b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "an archive that is not read; pack it by gzip"),
+ARCHIVES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # also of Excel
+FOREIGN = {  # what a file may be whose name says otherwise, by its first bytes
+    "gzip; let its name end in .gz": (b"\x1f\x8b",),
+    "Parquet; let its name end in .parquet": (b"PAR1",),
+    "a workbook or an archive; save the sheet as CSV, or unpack it": ARCHIVES,
+    "UTF-16; save it as UTF-8": (b"\xff\xfe", b"\xfe\xff"),
+    "a format that is not read; save it as CSV or Parquet": (b"ARROW1", b"SQLite f", b"\x80\x04\x95"),
 }
+MAX_UNPACKED = 2**28  # bytes of a table, if they are a hundred times those on disk: a few kB may hold gigabytes
 csv.field_size_limit(2**31 - 1)  # a column that nobody asks for may hold a book, or a picture in base64
 
 
@@ -48,16 +51,15 @@ def load(name: str, source: TableSource) -> RawCatalogue:
     if not folder.is_dir():
         raise CatalogueError(f"{where}: {folder}: no such image folder")
     column = {name: [text_of(where, name, cell) for cell in values[name]] for name in {*texts.values(), *named}}
-    table = pd.DataFrame({field: column[name] for field, name in texts.items()}, dtype=object)
-    rows = range(len(table))
-    if source.id is None:
-        table["id"] = list(map(str, rows))
+    fields, rows = {field: column[name] for field, name in texts.items()}, range(len(values[source.title]))
+    fields.setdefault("id", list(map(str, rows)))
     if source.labels:
-        table["label"] = _labels(f"dataset {name}", source, table["id"], report)
+        fields["label"] = _labels(f"dataset {name}", source, fields["id"], report)
     if named:  # no str.format, whose fields may ask for attributes
-        table["image"] = [re.sub(r"{([^{}]+)}", lambda f, i=i: column[f[1]][i], source.image) for i in rows]
+        fields["image"] = [re.sub(r"{([^{}]+)}", lambda f, i=i: column[f[1]][i], source.image) for i in rows]
     else:
-        table["image"] = [image_of(where, source.image, cell) for cell in values[source.image]] if source.image else ""
+        cells = values[source.image] if source.image else [""] * len(rows)
+        fields["image"] = [image_of(where, source.image, cell) for cell in cells]
 
     def read_image(reference: bytes | str) -> bytes:
         """Bytes as they are; of a path, which may not lead out of the folder, links followed, the file's."""
@@ -72,19 +74,19 @@ def load(name: str, source: TableSource) -> RawCatalogue:
             raise ImageError("outside the folder", repr(reference))
         return read_bytes(file)
 
-    return RawCatalogue(table.astype(object), None if source.image is None else read_image, report)
+    return RawCatalogue(pd.DataFrame(fields, dtype=object), None if source.image is None else read_image, report)
 
 
-def _labels(where: str, source: TableSource, ids: pd.Series, report: Report) -> list[str]:
+def _labels(where: str, source: TableSource, ids: list[str], report: Report) -> list[str]:
     """Of each id its label by the second table, the first of several; '' where it has none."""
     other = source.labels
     values = _table(f"{where}: {other.table}", other.table, [other.id, other.label], report)
     rows = [[text_of(other.table, name, cell) for cell in values[name]] for name in (other.id, other.label)]
     found = dict(zip(reversed(rows[0]), reversed(rows[1]), strict=True))
-    lost = [key for key in ids if key not in found]
-    for what, n in {"further label of an id": len(rows[0]) - len(found), "id without a label": len(lost)}.items():
-        if n:
-            report.add(f"{what}, in {other.table.name}", "left out", n, lost[0] if what.startswith("id") else "")
+    further, lost = [*(Counter(rows[0]) - Counter(found.keys())).elements()], [key for key in ids if key not in found]
+    for what, keys in {"further label of an id": further, "id without a label": lost}.items():
+        if keys:
+            report.add(f"{what}, in {other.table.name}", "left out", len(keys), keys[0])
     return [found.get(key, "") for key in ids]
 
 
@@ -93,24 +95,33 @@ def _table(where: object, path: Path, wanted: list[str], report: Report) -> dict
     try:
         if not name.endswith(SUFFIXES):
             raise CatalogueError(f"unknown kind of table; the name must end in {', '.join(SUFFIXES)}")
-        own = {b"\x1f\x8b": name.endswith(".gz"), b"PAR1": name.endswith(".parquet")}
-        with path.open("rb") as file:
+        most, kind = max(MAX_UNPACKED, 100 * path.stat().st_size), Path(name.removesuffix(".gz")).suffix
+        with (gzip.open if name.endswith(".gz") else open)(path, "rb") as file:
             first = file.read(8)
-        for start, what in FOREIGN.items():
-            if first.startswith(start) and not own.get(start):
-                raise CatalogueError(f"its bytes are those of {what}")
-        if name.endswith(".parquet"):
-            with pq.ParquetFile(path) as table:
+            for what, starts in FOREIGN.items():
+                if first.startswith(starts) and not (first[:4] == b"PAR1" and kind == ".parquet"):
+                    raise CatalogueError(f"its bytes are those of {what}")
+            if kind == ".parquet":
+                table, values, taken = pq.ParquetFile(file), {column: [] for column in wanted}, 0
                 _check_columns(wanted, table.schema_arrow.names)
-                return table.read(columns=wanted).to_pydict()
-        with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            kind = Path(name.removesuffix(".gz")).suffix
-            return _read_jsonl(file, wanted, report) if kind == ".jsonl" else _read_csv(file, wanted, kind == ".tsv")
+                for batch in table.iter_batches(256, columns=list(values)):
+                    for column, cells in batch.to_pydict().items():
+                        values[column] += cells
+                        taken += sum(map(sys.getsizeof, cells))
+                    if taken > most:
+                        raise CatalogueError(f"more than {most} bytes when unpacked")
+                return values
+            file.seek(most)  # of gzip this reads on to there, and keeps nothing
+            if file.read(1):
+                raise CatalogueError(f"more than {most} bytes when unpacked")
+            file.seek(0)
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            return _read_jsonl(text, wanted, report) if kind == ".jsonl" else _read_csv(text, wanted, kind == ".tsv")
     except FileNotFoundError:
         raise CatalogueError(f"{where}: no such file") from None
     except CatalogueError as error:
         raise CatalogueError(f"{where}: {error}") from None
-    except (ValueError, EOFError, OSError, zlib.error, csv.Error, pa.ArrowException) as error:
+    except (ValueError, OverflowError, EOFError, OSError, zlib.error, csv.Error, pa.ArrowException) as error:
         raise CatalogueError(f"{where}: a broken table, or no UTF-8 ({' '.join(str(error).split())})") from None
 
 
@@ -118,8 +129,9 @@ def _check_columns(wanted: list[str], known: list[str]) -> None:
     for column in wanted:
         if column not in known:
             hint = nearest(column, known)
-            for mark, what in {";": "semicolons; save it with commas", "\t": "tabs; let its name end in .tsv"}.items():
-                hint = f"its fields are separated by {what}" if len(known) == 1 and mark in known[0] else hint
+            for mark, what in {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}.items():
+                if len(known) == 1 and mark in known[0]:
+                    hint = f"its fields are separated by {what}; save it with commas as .csv, or with tabs as .tsv"
             raise CatalogueError(f"no column {column!r}; {hint}")
         if known.count(column) > 1:
             raise CatalogueError(f"{known.count(column)} columns are called {column!r}; rename all but one")
@@ -198,6 +210,10 @@ def text_of(where: object, column: str, value: Any) -> str:
 def image_of(where: object, column: str, value: Any) -> bytes | str | Image.Image:
     """A path, encoded bytes or a picture, of a list its first; the datasets library keeps bytes and path together."""
     if isinstance(value, np.ndarray) and value.ndim > 1:
+        if value.dtype != np.uint8 or value.shape[2:] not in ((), (3,), (4,)):
+            raise CatalogueError(
+                f"{where}: column {column!r} holds {value.dtype} pixels {value.shape}, not uint8 (H, W, 3)"
+            )
         return Image.fromarray(value)
     if isinstance(value, list | tuple | np.ndarray):
         return image_of(where, column, value[0]) if len(value) else ""
