@@ -281,8 +281,10 @@ def save_pretrained(model, tokenizer, folder: Path, pooling: str | None = None, 
 
 def load_head(folder: Path) -> TextTower:
     """The encoder with the layers behind its pooling that `save_pretrained` wrote: tokens (N, T) -> logits (N, C)."""
-    tower = TextTower(load_text(str(folder))[0], pooling_of(str(folder)), 1, depth=0)
-    for module in json.loads((folder / "modules.json").read_text("utf-8"))[2:]:
+    modules, modes = (json.loads((folder / f"{n}.json").read_text("utf-8")) for n in ("modules", "1_Pooling/config"))
+    pooling = "cls" if modes["pooling_mode_cls_token"] else "mean"
+    tower = TextTower(load_text(str(folder))[0], pooling, 1, depth=0)
+    for module in modules[2:]:
         tower.projection.append(Normalize())
         if module["type"].endswith("Dense"):
             weights = load_file(folder / module["path"] / "model.safetensors")
