@@ -52,8 +52,8 @@ def train_on_circle(
 
 
 def moving_points(paths: dict[str, list[Tensor]]) -> Moving:
-    """The toy's titles on their way over the circle, a panel per path and a slider for the step; topics differ by marker
-    and colour, and a line is the way that a title has come.
+    """The toy's titles on their way over the circle, a panel per path and a slider for the step; topics differ
+    by marker and colour, and a line is the way that a title has come.
 
     Args:
         paths: title of the panel to what `train_on_circle` returns, all of one length.

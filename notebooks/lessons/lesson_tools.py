@@ -8,7 +8,6 @@ import html
 import importlib
 import io
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
