@@ -3,6 +3,7 @@ solution. Here cells are executed by themselves; the notebooks as a whole by `ma
 
 import ast
 import base64
+import html
 import io
 import os
 import re
@@ -16,13 +17,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import lesson_tools
-import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from matplotlib.animation import FuncAnimation
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
@@ -168,8 +169,11 @@ def convirt_of(towers, batch, pictures, tau, alpha, which=lambda rows: rows, fro
     return loss(text.detach() if frozen == "text" else text, image.detach() if frozen == "image" else image, tau, alpha)
 
 
-def convirt_by_hand(text, image, tau, alpha):
-    return alpha * by_hand(text, image, image, tau) + (1 - alpha) * by_hand(image, text, text, tau)
+def convirt_by_hand(text, image, tau, alpha, unit=True):
+    return alpha * by_hand(text, image, image, tau, unit) + (1 - alpha) * by_hand(image, text, text, tau, unit)
+
+
+convirt_standard = partial(losses.convirt, positive_in_denominator=True)
 
 
 def picture_before_title(towers, batch, pictures, tau, alpha):
@@ -284,6 +288,8 @@ WRONG_LOOPS = [
     ("4.2", "text to image alone", looped(partial(convirt_of, loss=title_to_picture))),
     ("4.2", "image to text alone", looped(partial(convirt_of, loss=picture_to_title))),
     ("4.2", "picture i is not that of title i", looped(partial(convirt_of, which=lambda rows: range(len(rows))))),
+    ("4.2", "not brought to unit length", looped(partial(convirt_of, loss=partial(convirt_by_hand, unit=False)))),
+    ("4.2", "the positive stands among", looped(partial(convirt_of, loss=convirt_standard))),
     ("4.2", "step() was never called", looped(convirt_of, step="never")),
     ("7.2", "without zero_grad() each step adds", looped(entropy_of, clear="never")),
     ("7.2", "dropout was off", looped(entropy_of, mode=nn.Module.eval)),
@@ -435,36 +441,17 @@ def test_workshop_survives_a_kill_and_two_notebooks_make_it_once(root, tmp_path)
 # --- pictures that move ---
 
 
-def figure(x: float) -> plt.Figure:
-    fig, ax = plt.subplots(figsize=(2, 1))
-    ax.bar([0], [x])
-    ax.set_ylim(0, 1)
-    return fig
+def test_a_chart_with_a_slider_is_a_page_of_its_own_and_a_picture():
+    table = pd.DataFrame({"x": [0, 1], "y": [1, 2]})
+    cut = alt.param("cut", value=1, bind=alt.binding_range(min=0, max=1, step=1))
+    chart = alt.Chart(table, width=100).mark_bar().encode(x="x:O", y="y:Q").transform_filter("datum.x == cut")
+    shown = lesson_tools.Moving(chart.add_params(cut), height=200)._repr_mimebundle_()
+    page = html.unescape(shown["text/html"])
+    assert re.findall(r'<(?:script|link)[^>]*(?:src|href)="?https?:', page) == [], "it asks the network for something"
+    assert Image.open(io.BytesIO(base64.b64decode(shown["image/png"]))).size[0] > 100
 
 
-def test_slider_holds_every_position_and_shows_the_first():
-    open_before = plt.get_fignums()
-    moving = lesson_tools.slider(figure, value=0.3, low=0.01, high=1, name="<tau>")
-    frames = re.findall(r'<img alt="(.*?)" style="display: (\w+);.*?base64,(.*?)">', moving.page)
-    values = [float(alt) for alt, *_ in frames]
-    assert len(values) == 26
-    assert values == sorted(values)
-    assert (values[0], values[-1]) == (0.01, 1)
-    assert [alt for alt, display, _ in frames if display == "block"] == ["0.3"]
-    assert "<output>0.3</output>" in moving.page
-    assert "&lt;tau&gt;" in moving.page
-    assert base64.b64decode(frames[values.index(0.3)][2]) == moving.still
-    assert Image.open(io.BytesIO(moving.still)).size == (180, 90)
-    assert plt.get_fignums() == open_before
-
-
-def test_animation_is_a_page_of_its_own():
-    open_before = plt.get_fignums()
-    fig, ax = plt.subplots(figsize=(2, 2))
-    (line,) = ax.plot([0, 1], [0, 1])
-    moving = lesson_tools.animate(FuncAnimation(fig, lambda i: line.set_data([0, 1], [0, i / 4]), frames=4))
-    assert len(re.findall(r"frames\[\d+\] = \"data:image/png;base64", moving.page)) == 4
-    assert "://" not in moving.page, "it asks the network for something"
-    assert [mark for mark in "«‹▶❚›»" if mark not in moving.page] == []
-    assert Image.open(io.BytesIO(moving.still)).size == (180, 180)
-    assert plt.get_fignums() == open_before
+def test_a_training_step_can_be_read_in_six_cells(root):
+    notebooks = [*LESSONS, *SOLUTIONS, *(root / "notebooks").glob("*.ipynb")]
+    cells = [cell for path in notebooks for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert sum("optimizer.step()" in cell.source for cell in cells) >= 6

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import matplotlib.pyplot as plt
-import seaborn as sns
+import altair as alt
+import pandas as pd
 import torch
-from lesson_tools import Hint, call, compare
+from lesson_tools import Hint, Moving, call, compare
 from loops import PILED_UP, check_trained, compare_loops, ten_batches, text_tower, trace
-from matplotlib.animation import FuncAnimation
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from icssl_lib import losses
 from icssl_lib.encoders import Batch
+from icssl_lib.style import PALETTE
 
 TOPICS = torch.arange(24) % 3  # of the toy's titles
 
@@ -51,34 +51,36 @@ def train_on_circle(
     return path, encoder
 
 
-def moving_points(paths: dict[str, list[Tensor]]) -> FuncAnimation:
-    """The toy's titles on their way over the circle, a panel per path; topics differ by marker and lightness.
+def moving_points(paths: dict[str, list[Tensor]]) -> Moving:
+    """The toy's titles on their way over the circle, a panel per path and a slider for the step; topics differ
+    by marker and colour, and a line is the way that a title has come.
 
     Args:
         paths: title of the panel to what `train_on_circle` returns, all of one length.
     """
-    fig, axes = plt.subplots(1, len(paths), figsize=(2.2 * len(paths), 2.7), squeeze=False, layout="constrained")
-    markers = []
-    for ax, path in zip(axes[0], paths.values(), strict=True):
-        ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.7"))
-        ax.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
-        ax.axis("off")
-        looks = zip(sns.color_palette("colorblind"), "os^", strict=False)
-        markers.append(
-            [
-                ax.plot(*path[0][topic == TOPICS].T, marker, color=color, markeredgecolor="black", ms=8, alpha=0.8)[0]
-                for topic, (color, marker) in enumerate(looks)
-            ]
-        )
+    last = 10 * (len(next(iter(paths.values()))) - 1)
+    step = alt.param("step", value=last, bind=alt.binding_range(min=0, max=last, step=10, name="Step "))
+    panels = [_panel(path).properties(title=name) for name, path in paths.items()]
+    return Moving(alt.hconcat(*panels).add_params(step).configure_view(stroke=None), height=290)
 
-    def draw(frame: int) -> None:
-        for ax, (name, path), topics in zip(axes[0], paths.items(), markers, strict=True):
-            uniformity = losses.uniformity(path[frame])
-            ax.set_title(f"{name}\nstep {10 * frame}: uniformity {uniformity:.2f}", fontsize=9)
-            for topic, points in enumerate(topics):
-                points.set_data(*path[frame][topic == TOPICS].T)
 
-    return FuncAnimation(fig, draw, frames=len(next(iter(paths.values()))))
+def _panel(path: list[Tensor]) -> alt.LayerChart:
+    rows = [[10 * i, title, *xy.tolist()] for i, points in enumerate(path) for title, xy in enumerate(points)]
+    table = pd.DataFrame(rows, columns=["step", "title", "x", "y"]).round(3)
+    table["topic"] = TOPICS.tolist() * len(path)
+    table["uniformity"] = [f"{losses.uniformity(points):.2f}" for points in path for _ in points]
+    frame = {"axis": None, "scale": alt.Scale(domain=[-1.2, 1.2])}
+    topic = {
+        "color": alt.Color("topic:N", scale=alt.Scale(range=PALETTE[:3]), legend=None),
+        "shape": alt.Shape("topic:N", scale=alt.Scale(range=["circle", "square", "triangle-up"]), legend=None),
+    }
+    base = alt.Chart(table, width=200, height=200).encode(alt.X("x:Q", **frame), alt.Y("y:Q", **frame))
+    way = base.transform_filter("datum.step <= step").mark_line(strokeWidth=1, opacity=0.3)
+    now = base.transform_filter("datum.step == step")
+    points = now.mark_point(filled=True, size=80, stroke="black", strokeWidth=0.7, opacity=0.8)
+    said = now.transform_filter("datum.title == 0").transform_calculate(said="'uniformity ' + datum.uniformity")
+    said = said.mark_text().encode(x=alt.value(100), y=alt.value(100), text="said:N")
+    return way.encode(topic["color"], alt.Detail("title:N"), alt.Order("step:Q")) + points.encode(**topic) + said
 
 
 @torch.no_grad()

@@ -8,17 +8,10 @@ import html
 import importlib
 import io
 import math
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.animation import Animation
-from matplotlib.figure import Figure
-from PIL import Image
+import altair as alt
 from torch import Tensor
 
 import icssl_lib
@@ -126,73 +119,17 @@ def check(exercise: str, answer: Any) -> bool:
 
 
 class Moving:
-    """A picture that moves in JupyterLab and on a page made of the executed notebook, where neither a kernel nor a
-    network is needed; ``still`` (PNG) stands for it where a notebook is not trusted."""
+    """A Vega-Altair chart with a slider. It answers in JupyterLab and on a page made of the executed notebook, where
+    neither a kernel nor a network is needed; a picture (PNG) stands for it where a notebook is not trusted."""
 
-    def __init__(self, page: str, still: bytes) -> None:
-        self.page, self.still = page, still
+    def __init__(self, chart: alt.TopLevelMixin, height: int) -> None:
+        """height: of chart and slider, in pixels."""
+        self.chart, self.height = chart, height
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/html": self.page, "image/png": base64.b64encode(self.still).decode(), "text/plain": "picture"}
-
-
-# JupyterLab, in command mode, takes arrow keys from all that has the focus but elements with this attribute.
-OWN_KEYS = 'data-lm-suppress-shortcuts="true"'
-
-# Frames lie on top of each other; the one whose number the slider bears is shown.
-SLIDER = """<figure class="icssl-slider" style="margin: 0">
-<label>{name} <input type="range" {keys} min="0" max="{last}" value="{start}"
- style="width: 22em; vertical-align: middle"
- oninput="const f = this.closest('figure'); f.querySelectorAll('img').forEach((img, i) =>
- {{ img.style.display = i == this.value ? 'block' : 'none'; if (i == this.value)
- f.querySelector('output').textContent = img.alt; }})"></label> <output>{value}</output>
-{frames}
-</figure>"""
-
-
-def slider(draw: Callable[[float], Figure], value: float, low: float, high: float, name: str) -> Moving:
-    """A picture drawn anew as a slider moves from ``low`` to ``high`` in equal ratios; all is drawn beforehand.
-
-    Args:
-        draw: the figure at a value; it is closed afterwards.
-        value: where the slider stands at first, and what the still picture shows; added to the 25 steps.
-        name: written beside the slider.
-    """
-    grid = np.unique([*np.geomspace(low, high, 25), value])
-    start = int(np.searchsorted(grid, value))
-    pictures, labels = [png(draw(float(at))) for at in grid], [f"{at:.3g}" for at in grid]
-    frames = "\n".join(
-        f'<img alt="{label}" style="display: {"block" if i == start else "none"}; max-width: 100%" '
-        f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
-        for i, (label, picture) in enumerate(zip(labels, pictures, strict=True))
-    )
-    page = SLIDER.format(
-        name=html.escape(name), keys=OWN_KEYS, last=len(grid) - 1, start=start, value=labels[start], frames=frames
-    )
-    return Moving(page, pictures[start])
-
-
-# The player's icons come from a font on the network; these letters are in every font.
-ICONS = {
-    "minus": "-", "fast-backward": "«", "step-backward": "‹", "play fa-flip-horizontal": "◀", "pause": "❚❚",
-    "play": "▶", "step-forward": "›", "fast-forward": "»", "plus": "+",
-}  # fmt: skip
-
-
-def animate(animation: Animation) -> Moving:
-    """A matplotlib animation as a player with buttons, 8 frames a second."""
-    with mpl.rc_context({"animation.embed_limit": 100, "savefig.dpi": 72}):
-        page = animation.to_jshtml(fps=8, embed_frames=True, default_mode="once")
-    page = re.sub(r'<link rel="stylesheet"\s+href="https?://[^>]*>', "", page)
-    page = re.sub(r'<i class="fa fa-([a-z -]+)"></i>', lambda icon: ICONS[icon[1]], page)
-    page = page.replace("<input ", f"<input {OWN_KEYS} ")
-    return Moving(page, png(animation._fig))  # as its last frame left it
-
-
-def png(fig: Figure) -> bytes:
-    """The figure as a palette PNG, a third of the bytes; closes it."""
-    content, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(content, dpi=90)
-    plt.close(fig)
-    Image.open(content).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
-    return small.getvalue()
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        still = io.BytesIO()
+        self.chart.save(still, format="png")
+        page = html.escape(self.chart.to_html(inline=True, embed_options={"actions": False}))
+        frame = f'<iframe srcdoc="{page}" width="100%" height="{self.height}" style="border: 0"></iframe>'
+        picture = base64.b64encode(still.getvalue()).decode()
+        return {"text/html": frame, "image/png": picture, "text/plain": "a chart with a slider"}
