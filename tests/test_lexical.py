@@ -38,19 +38,6 @@ def test_it_is_scikit_learns_own_and_a_label_that_was_not_shown_has_nothing(clas
     assert (np.delete(found, at, axis=1) == 0).all()
 
 
-def test_titles_of_one_label_make_it_the_answer_to_all():
-    found = Frozen.fit([Lexical.fit(TITLES)], KNOWN.assign(label="mug"), ["lamp", "mug"])(KNOWN[:2])
-    np.testing.assert_array_equal(found, [[0, 1], [0, 1]])
-
-
-def test_what_was_saved_reads_the_same(tmp_path):
-    words, weight = Lexical.fit(TITLES), np.arange(6.0).reshape(2, 3)
-    words.save(weight, tmp_path)
-    again, same = Lexical.load(tmp_path)
-    np.testing.assert_allclose(again(KNOWN).toarray(), words(KNOWN).toarray(), atol=1e-6)
-    np.testing.assert_array_equal(same, weight)
-
-
 @pytest.fixture
 def adapted(tiny_text, tmp_path):
     """An encoder that is not the study's own: its weights moved a little."""

@@ -81,16 +81,6 @@ def test_data_are_counted_as_ingest_will_leave_them_and_must_be_there(tmp_path):
         products_of("toys", study, tmp_path)
 
 
-def test_products_without_a_label_are_counted_where_they_will_be(tmp_path):
-    rows = [[f"Lamp {i}", "" if i % 4 else f"class {i % 8}"] for i in range(400)]
-    pd.DataFrame(rows, columns=["title", "label"]).to_csv(tmp_path / "shop.csv", index=False)
-    source = {"source": "table", "table": tmp_path / "shop.csv", "image": None}
-    study = Study.model_validate({"study": "s", "datasets": {"shop": source}, "pretrain": {}})
-    products = products_of("shop", study, tmp_path)
-    assert products.part.value_counts().to_dict() == {"ssl": 300, "train": 60, "dev": 20, "test": 20}
-    assert set(products.image_row) == {-1}
-
-
 def test_the_paper_is_planned_without_network_data_or_gpu(root, tiny_text, tiny_vision, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     paper = load_config(root / "config/paper.yaml")
