@@ -103,7 +103,6 @@ def test_its_folder_answers_as_it_did_and_is_a_sentence_transformer(toy, tiny_te
     found = both(titles)
     assert [both.labels[i] for i in found.argmax(axis=1)] == read.predictions.predicted.tolist()
     np.testing.assert_allclose(found.max(axis=1), read.predictions.confidence, atol=1e-3)
-    assert not np.allclose(found, alone(titles), atol=0.01)
     elsewhere = SentenceTransformer(str(tmp_path / "f100"), device="cpu")
     np.testing.assert_allclose(softmax(elsewhere.encode(titles), axis=1), alone(titles), atol=1e-4)
     assert elsewhere[0].auto_model.config.id2label[1] == toy.labels[1]
