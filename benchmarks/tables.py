@@ -98,7 +98,8 @@ def compare(study: str) -> None:
 def recommended(study: str) -> None:
     """What is recommended less ConVIRT, strong words, its controls and the best that sees pictures; over all datasets,
     with the stars of `compare`."""
-    others = ["convirt", "ngrams_names", "recommended_shuffled", "recommended_origin", "taught_picture"]
+    others = ["convirt", "origin_names", "ngrams_names", "recommended_shuffled", "recommended_origin"]
+    others += ["taught", "taught_picture"]
     rows = pd.read_csv(FIGURES / study / "compare.csv").query("metric == 'accuracy' and against == 'recommended'")
     rows = rows[rows["method"].isin(others) & (rows["dataset"] == "all")]
     rows = rows.assign(difference=-rows["difference"], low=-rows["high"], high=-rows["low"])
