@@ -225,4 +225,4 @@ rule report:
     input: MAPS, [WHOLE[name][1] for name in ASKED],
     output: "report/index.html",
     log: "logs/report.log",
-    shell: f"{PYTHON} icssl_lib.report {quoted(STUDY_FILE)} . {LOGGED}"
+    shell: f"{quoted(sys.executable)} {quoted(ROOT / 'notebooks/report.py')} {quoted(STUDY_FILE)} . {LOGGED}"

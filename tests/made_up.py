@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import report
 
-from icssl_lib import metrics, report
+from icssl_lib import metrics
 from icssl_lib.catalogue import ingest
 from icssl_lib.config import Run, Study
 from icssl_lib.dag import ROOT

@@ -7,10 +7,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import report
 import yaml
 from made_up import run_folder
 
-from icssl_lib import notebooks, report
+from icssl_lib import notebooks
 from icssl_lib.config import load_config
 from icssl_lib.dag import ROOT
 

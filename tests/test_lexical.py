@@ -14,7 +14,7 @@ from icssl_lib.baselines import Frozen
 from icssl_lib.classify import classify
 from icssl_lib.config import Run
 from icssl_lib.deploy import TitleClassifier
-from icssl_lib.encoders import embed_titles, load_text
+from icssl_lib.encoders import embed_titles, load_text, save_pretrained
 from icssl_lib.finetune import Start, Task
 from icssl_lib.lexical import C, Lexical
 from icssl_lib.recommended import LENGTH, Even, named, recommended
@@ -45,8 +45,7 @@ def adapted(tiny_text, tmp_path):
     torch.manual_seed(1)
     for weight in model.parameters():
         weight.data += 0.02 * torch.randn_like(weight)
-    model.save_pretrained(tmp_path / "adapted")
-    tokenizer.save_pretrained(tmp_path / "adapted")
+    save_pretrained(model, tokenizer, tmp_path / "adapted")
     return Start(str(tmp_path / "adapted"), None)
 
 
@@ -89,9 +88,8 @@ def test_a_product_without_a_picture_has_a_row_of_zeros(toy, tiny_text, tiny_vis
 def test_dev_leaves_out_an_adaptation_that_spoilt_the_encoder(toy, tiny_text, tiny_vision, tmp_path):
     model, tokenizer = load_text(str(tiny_text))
     model.get_input_embeddings().weight.data.zero_()  # it tells no word from another
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    task = task_of(toy, tiny_text, tiny_vision, Start(str(tmp_path)))
+    save_pretrained(model, tokenizer, tmp_path / "spoilt")
+    task = task_of(toy, tiny_text, tiny_vision, Start(str(tmp_path / "spoilt")))
     assert recommended(task, toy.part("train").head(16)).share < 1
 
 

@@ -89,11 +89,9 @@ def test_classes_are_confusable_as_tfidf_confuses_them(toy):
 
 
 def test_noise_reaches_every_classifier_and_neither_dev_nor_test(toy, read):
+    noises = {}, {"label_noise": 0.9}, {"label_noise": 0.9, "noise_towards": "similar"}
     for method in ("tfidf", "probe"):
-        clean, *spoilt = (
-            read(method, toy, **noise)
-            for noise in ({}, {"label_noise": 0.9}, {"label_noise": 0.9, "noise_towards": "similar"})
-        )
+        clean, *spoilt = (read(method, toy, **noise) for noise in noises)
         assert all(clean.label.equals(table.label) for table in spoilt)
         assert not any(clean.predicted.equals(table.predicted) for table in spoilt)
         assert not spoilt[0].predicted.equals(spoilt[1].predicted)

@@ -10,11 +10,12 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import report
 import yaml
 from bs4 import BeautifulSoup
 from made_up import METHODS, class_scores, predictions, run_folder
 
-from icssl_lib import metrics, report
+from icssl_lib import metrics
 from icssl_lib.catalogue import open_catalogue
 from icssl_lib.config import load_config
 from icssl_lib.runs import RunError

@@ -8,11 +8,11 @@ from pathlib import Path
 import browser
 import numpy as np
 import pytest
+import report
 import yaml
 from made_up import METHODS, class_scores, run_folder
 from PIL import Image
 
-from icssl_lib import report
 from icssl_lib.config import load_config
 from icssl_lib.notebooks import execute
 

@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 from docutils.utils.math.latex2mathml import tex2mathml
-from jinja2 import DictLoader, Environment, PackageLoader
+from jinja2 import DictLoader, Environment, FileSystemLoader
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
@@ -113,12 +113,12 @@ def build(study: Study, out: Path) -> Path:
     }
     index = out / "report" / "index.html"
     index.parent.mkdir(parents=True, exist_ok=True)
-    template = Environment(loader=PackageLoader(__package__, "."), autoescape=True).get_template("report.html")
+    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("report.html")
     with written_whole(index) as part:
         part.write_text(template.render(page), encoding="utf-8", errors="backslashreplace")
     return index
 
 
-if __name__ == "__main__":  # python -m icssl_lib.report CONFIG OUT
+if __name__ == "__main__":  # python notebooks/report.py CONFIG OUT
     exit_with_study()
     build(load_config(sys.argv[1]), Path(sys.argv[2]))
