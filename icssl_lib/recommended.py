@@ -55,7 +55,7 @@ class Recommended:
 
     read: Frozen  # features: `Lexical`, `Even`
     task: Task
-    share: float
+    share: float  # of adaptation, one of `SHARES`
 
     def __call__(self, products: pd.DataFrame) -> np.ndarray:
         return self.read(products)
