@@ -29,7 +29,7 @@ class Run:
 
 def _stays_text(name: str) -> str:
     if name.lower() in ("inf", "infinity", "nan", "na", "none", "null", "true", "false"):
-        raise ValueError("results.csv would be read back with a number, a truth value or nothing; say 'shop-...'")
+        raise ValueError(f"'{name}' in results.csv would be read as a number, a boolean or missing; try 'shop-{name}'")
     return name
 
 
@@ -235,7 +235,7 @@ class Study(Strict):
             raise ValueError("datasets: 'all' stands for all of them together; choose another name")
         for name in self.variants:
             if own := sorted(set(self.of(name).finetune.fractions) - set(self.finetune.fractions)):
-                raise ValueError(f"variants.{name}.finetune.fractions: {own} are none of the study's, to compare with")
+                raise ValueError(f"variants.{name}.finetune.fractions: {own} are not among the study's fractions")
         return self
 
     def starting_from(self, encoder: Path) -> "Study":
@@ -269,7 +269,7 @@ class _Loader(yaml.SafeLoader):
         node.seen = True  # what is merged into it may stand in it as well
         for key, n in Counter(keys).items():
             if n > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is given twice", node.start_mark)
         super().flatten_mapping(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -313,7 +313,7 @@ def _absolute(value: Any, folder: Path, section: str = "", key: str = "") -> Any
         return value
     expanded = os.path.expanduser(value)
     if expanded.startswith("~") or (key in ("table", "meta") and "{" in str(folder.resolve() / expanded)):
-        raise ConfigError(f"{section}.{key}: {value!r}: nobody's home, or a brace, which Snakemake would fill in")
+        raise ConfigError(f"{section}.{key}: {value!r}: no such user, or a brace, which Snakemake would replace")
     return str((folder / expanded).resolve())
 
 

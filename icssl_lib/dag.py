@@ -68,7 +68,7 @@ def own_gpus(count: int, folder: Path) -> Iterator[None]:
                     locks.enter_context(locked(folder / f".gpu{position}.lock", wait=False))
                     taken.append(gpu)
         if gpus and len(taken) < count:
-            raise RunError(f"{count} GPUs are needed, {len(taken)} of {len(gpus)} are free: runtime.processes")
+            raise RunError(f"{count} GPUs are needed, {len(taken)} of {len(gpus)} are free; lower runtime.processes")
         if gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
         yield
@@ -84,9 +84,9 @@ def check_methods(study: Study) -> None:
         if variant.adapt and not METHODS[variant.of].adapts:
             raise ConfigError(f"variants.{name}.adapt: '{variant.of}' adapts nothing; name a method that does")
         if "model" in variant.text and (before := METHODS[variant.of].after):
-            raise ConfigError(f"variants.{name}.text.model: '{variant.of}' starts from that of '{before}'; vary that")
+            raise ConfigError(f"variants.{name}.text.model: '{variant.of}' starts from '{before}'; vary that method")
         if variant.vision and (towers := METHODS[variant.of].encoder):
-            raise ConfigError(f"variants.{name}.vision: '{variant.of}' has its vision tower from '{towers}'; vary that")
+            raise ConfigError(f"variants.{name}.vision: '{variant.of}' uses the vision tower of '{towers}'; vary that")
     for method in study.methods:
         known = [*METHODS, *study.variants]
         if method not in known:
@@ -125,7 +125,7 @@ def start(config: Path, study: Study, out: Path, cores: int | None, profile: Pat
         environment[STUDY] = str(os.getpid())
         if gpus := all_gpus() if study.runtime.device != "cpu" else []:
             if study.runtime.processes > len(gpus):
-                raise ConfigError(f"runtime.processes: {study.runtime.processes} need as many GPUs; here: {len(gpus)}")
+                raise ConfigError(f"runtime.processes: {study.runtime.processes} exceeds the {len(gpus)} GPUs here")
             command += ["--resources", f"gpu={len(gpus)}"]  # one job at a time on a GPU
     with (out / "study.log").open("a") as log:
         return Popen(command, env=environment, stdout=log, stderr=log, pass_fds=heirs)
@@ -171,7 +171,7 @@ def run(config: Path, study: Study, out: Path, cores: int | None, profile: Path 
             lines = (out / path).read_text(errors="replace").splitlines() if (out / path).is_file() else []
             print(f"{path}: " + " ".join(lines[-1:]), file=sys.stderr)
         logs = f"the whole log is {log}" + (f", the jobs' are in {out}/.snakemake" if profile else "")
-        raise RunError(f"{len(failures)} jobs failed; {logs}. Mended, the same command goes on")
+        raise RunError(f"{len(failures)} jobs failed; {logs}. Once mended, the same command resumes")
     wall = {"seconds": round(time.perf_counter() - begun, 1), "jobs": jobs, "cores": cores}
     wall["largest_process_gb"] = round(getrusage(RUSAGE_CHILDREN).ru_maxrss / 1e6, 2)  # kB on Linux
     wall["machine"] = json.loads(next((out / "records").rglob("*.json")).read_text())["machine"]

@@ -148,10 +148,10 @@ def load_text(model: str, max_tokens: int = 0):
     faults = {
         "is an encoder-decoder; name an encoder": config.is_encoder_decoder,
         "has no hidden_size; name an encoder of texts": not hasattr(config, "hidden_size"),
-        f"has no weights of {len(absent)} names, {absent[:1]}; name the folder of a whole model": absent,
+        f"lacks {len(absent)} weights, e.g. {absent[:1]}; name the folder of a whole model": absent,
         "holds no tokenizer; save one beside the weights": len(words) <= len(tokenizer.all_special_ids),
         "has a tokenizer without a padding token": tokenizer.pad_token_id is None,
-        f"has {size} embeddings, and its tokenizer more ids: {len(words)}": max(words.values(), default=0) >= size,
+        f"has {size} embeddings, but its tokenizer has {len(words)} ids": max(words.values(), default=0) >= size,
         f"reads at most {places} tokens; lower text.max_tokens, {max_tokens}": places < max_tokens,
     }
     for fault, there in faults.items():

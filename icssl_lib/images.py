@@ -62,7 +62,7 @@ def decode(picture: bytes | Image.Image, size: int) -> np.ndarray:
         raise
     except UnidentifiedImageError:
         begins = f"begins with {picture[:24]!r}" if picture else "an empty file"
-        raise ImageError("not recognised", f"{begins}; read are {', '.join(FORMATS)}") from None
+        raise ImageError("not recognised", f"{begins}; supported: {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise nearly anything on a broken file
         bomb = isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning))
         raise ImageError("too large" if bomb else "corrupt", error) from None

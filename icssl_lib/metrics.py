@@ -164,7 +164,7 @@ def label_efficiency(runs: pd.DataFrame, baseline=BASELINE, n: int = 2000, wides
     rows = []
     for dataset, group in runs.groupby("dataset", sort=False):
         if group.groupby(["method", "fraction"])["seed"].nunique().nunique() > 1:
-            raise ValueError(f"{dataset}: methods have different seeds; run the missing")
+            raise ValueError(f"{dataset}: methods have different seeds; run the missing ones")
         means: dict[tuple[str, float], np.ndarray] = {}  # of method and fraction, (1 + n,)
         for fraction, here in group.groupby("fraction", sort=False):
             if "predicted" in here:

@@ -22,7 +22,7 @@ class ExploreError(ValueError):
 
 
 def nothing_shared() -> NoReturn:
-    raise ExploreError("this view shares no space with pictures, as one by ConVIRT does")
+    raise ExploreError("this view has no joint space with pictures; an encoder adapted by ConVIRT has one")
 
 
 @dataclass

@@ -197,7 +197,7 @@ def test_an_encoder_that_would_not_read_titles_is_refused(tiny_text, tmp_path):
     cases = {
         str(bare): "holds no tokenizer",
         saved(tmp_path / "unpadded", tiny_text, pad_token=None): "has a tokenizer without a padding token",
-        str(toys.save_text(tmp_path / "few", vocab_size=20)): "has 20 embeddings, and its tokenizer more ids",
+        str(toys.save_text(tmp_path / "few", vocab_size=20)): "has 20 embeddings, but its tokenizer has",
         str(toys.save_text(tmp_path / "short", max_position_embeddings=32)): "reads at most 32 tokens; lower",
     }
     shape = {"vocab_size": 300, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
@@ -212,7 +212,7 @@ def test_an_encoder_that_would_not_read_titles_is_refused(tiny_text, tmp_path):
 
 
 @pytest.mark.parametrize(("file", "change", "message"), [
-    ("config", {"num_hidden_layers": 2}, "has no weights of 16 names"),
+    ("config", {"num_hidden_layers": 2}, "lacks 16 weights"),
     ("config", {"return_dict": False}, "is no encoder of texts: 'tuple' object"),
     ("config", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "custom code"),
     ("tokenizer_config", {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}, "fugashi"),

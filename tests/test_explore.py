@@ -299,7 +299,7 @@ def test_an_encoder_gives_a_row_of_finite_numbers_for_each_title(rows):
 def test_questions_that_cannot_be_answered():
     space = exploration("abc", before=unit([0, 1, 2]), after=unit([0, 1, 2]))
     for question, message in (
-        (lambda: space.nearest("before", "a", pictures=True), "shares no space with pictures"),
+        (lambda: space.nearest("before", "a", pictures=True), "has no joint space with pictures"),
         (lambda: space.moved("befor", "after"), "no view 'befor'; did you mean 'before'"),
         (lambda: space.words([]), "the selection is empty"),
         (lambda: explore.linked_maps(space), "3 products; a map needs at least 5"),

@@ -168,7 +168,7 @@ def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
 def test_a_refusal_on_the_way_costs_nothing_of_what_came(server, tmp_path, answer, now):
     """Gigabytes may be here. The same command goes on from there, unless the file has changed meanwhile."""
     server.answers = {"/meta": [file(BODY, '"v1"', cut=30_000), answer]}
-    with pytest.raises(CatalogueError, match=r"(HTTP 403|`hosts`|a web page).* What came stays, the same"):
+    with pytest.raises(CatalogueError, match=r"(HTTP 403|`hosts`|a web page).* the same command resumes"):
         fetched(server, tmp_path)
     assert (tmp_path / "meta.partial").read_bytes() == BODY[:30_000]
     server.asked.clear()
@@ -182,7 +182,7 @@ def test_a_refusal_on_the_way_costs_nothing_of_what_came(server, tmp_path, answe
     [
         (endless, "/meta: too large: more than 1000000 bytes"),
         (lambda r: r.reply(200, b"x", length=10**15), "/meta: too large: more than 1000000 bytes"),
-        (lambda r: r.reply(200, b"x", length=10**5), "/meta: failed: peer closed connection .*; is there a network"),
+        (lambda r: r.reply(200, b"x", length=10**5), "/meta: failed: peer closed connection .*; check the network"),
     ],
 )
 def test_a_file_that_cannot_be_had_stops_with_one_sentence(server, tmp_path, answer, message):

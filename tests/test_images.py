@@ -152,7 +152,7 @@ def test_broken_pictures(data):
 @pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
 def test_what_is_no_picture_says_how_it_begins(data):
     begins = "begins with b" if data else "an empty file"
-    with pytest.raises(ImageError, match=f"not recognised: {begins}.*; read are JPEG"):
+    with pytest.raises(ImageError, match=f"not recognised: {begins}.*; supported: JPEG"):
         decode(data, 32)
 
 

@@ -169,8 +169,9 @@ def convirt_of(towers, batch, pictures, tau, alpha, which=lambda rows: rows, fro
     return loss(text.detach() if frozen == "text" else text, image.detach() if frozen == "image" else image, tau, alpha)
 
 
-def convirt_by_hand(text, image, tau, alpha, unit=True):
-    return alpha * by_hand(text, image, image, tau, unit) + (1 - alpha) * by_hand(image, text, text, tau, unit)
+def convirt_by_hand(text, image, tau, alpha, unit=True, key=lambda x: x):
+    v, t = key(image), key(text)  # each as the key, among which a query of the other side chooses
+    return alpha * by_hand(text, v, v, tau, unit) + (1 - alpha) * by_hand(image, t, t, tau, unit)
 
 
 convirt_standard = partial(losses.convirt, positive_in_denominator=True)
@@ -290,6 +291,7 @@ WRONG_LOOPS = [
     ("4.2", "picture i is not that of title i", looped(partial(convirt_of, which=lambda rows: range(len(rows))))),
     ("4.2", "not brought to unit length", looped(partial(convirt_of, loss=partial(convirt_by_hand, unit=False)))),
     ("4.2", "the positive stands among", looped(partial(convirt_of, loss=convirt_standard))),
+    ("4.2", "the keys are detached", looped(partial(convirt_of, loss=partial(convirt_by_hand, key=torch.detach)))),
     ("4.2", "step() was never called", looped(convirt_of, step="never")),
     ("7.2", "without zero_grad() each step adds", looped(entropy_of, clear="never")),
     ("7.2", "dropout was off", looped(entropy_of, mode=nn.Module.eval)),
@@ -315,11 +317,7 @@ WRONG_ANSWERS = [  # of lesson 8
     ("8.2", "at share 0 every title stays", masking(lambda word, known, *_: named_and_below(word, known, 0, 1))),
     ("8.2", "is back at 0.5", masking(named_and_below, seed=None)),
     ("8.2", "in all titles or in none", masking(named_and_below, each="kind")),
-    (
-        "8.2",
-        "'lipstick' is a class word",
-        masking(lambda word, known, x, share: named_and_below(word, known, share, x)),
-    ),
+    ("8.2", "'lipstick' is a class word", masking(lambda word, known, x, m: named_and_below(word, known, m, x))),
     ("8.3", "how many times your own fraction", factors_by(LOG, read=lambda there, f: there)),
     ("8.3", "upside down", factors_by(LOG, read=lambda there, f: f / there)),
     ("8.3", "make it monotone first", factors_by(LOG, monotone=np.copy)),

@@ -71,7 +71,7 @@ def test_a_quote_that_does_not_close_swallows_no_lines(tmp_path):
 
 def test_all_lines_with_too_many_or_too_few_fields_are_named(tmp_path):
     (tmp_path / "p.csv").write_text('name,class\nLamp,lamp\nsteel\nmug,Mugs\n"a\nb",c\nx,y,z\n')
-    with pytest.raises(CatalogueError, match=r"the header has 2 fields, and not so line 3 \(1\), 7 \(3\); quote texts"):
+    with pytest.raises(CatalogueError, match=r"the header has 2 fields, unlike line 3 \(1\), 7 \(3\); quote texts"):
         load("shop", source(tmp_path / "p.csv", id=None, image=None))
     (tmp_path / "p.tsv").write_text("name\tclass\n" + "mug\n" * 25)
     with pytest.raises(CatalogueError, match=r"line 2 \(1\), .*11 \(1\) and 15 more;"):
@@ -194,8 +194,8 @@ CSV = ROWS.to_csv(index=False).encode()
         ("p.jsonl", b"<html>\n</html>", "no line is a JSON object"),
         ("p.xlsx", b"PK", r"unknown kind of table; the name must end in \.csv"),
         ("p", CSV, "unknown kind of table"),
-        ("p.csv", CSV + b"010,Lamp, blue,lamp,a.png\n", r"the header has 4 fields, and not so line 5 \(5\)"),
-        ("p.csv", b"sku,name,class,file\n1,Lamp, blue,lamp,a.png\n", r"the header has 4 fields, and not so line 2"),
+        ("p.csv", CSV + b"010,Lamp, blue,lamp,a.png\n", r"the header has 4 fields, unlike line 5 \(5\)"),
+        ("p.csv", b"sku,name,class,file\n1,Lamp, blue,lamp,a.png\n", r"the header has 4 fields, unlike line 2"),
         ("p.csv", CSV + b'010,"Lamp,lamp,a.png\n', "line 5: a quote that does not close"),
         ("p.jsonl", b"1\n[2]\n{\n", "no line is a JSON object"),
         ("p.jsonl", b"[" * 100_000, "no line is a JSON object"),

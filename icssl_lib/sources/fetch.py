@@ -132,7 +132,7 @@ def fetch_file(client: Client, url: str, target: Path) -> None:
     try:
         client.download(url, partial, MAX_FILE, note)
     except Outcome as error:
-        remedy = "is there a network, is `meta` right? What came stays, the same command goes on from there"
+        remedy = "check the network and `meta`; the same command resumes the download"
         raise CatalogueError(f"{url}: {': '.join(error.args)}; {remedy}") from None
     partial.replace(target)
     note.unlink()
@@ -152,7 +152,7 @@ def fetch_pictures(client: Client, name: str, wanted: dict[str, str], progress: 
             statuses[entry["path"]] = status = entry["status"]
             row = 0 if status in FINAL else row + (status != "forbidden")  # for which nobody was asked
             if row >= GIVE_UP:
-                last = f"{entry['url'][:200]}: {status}: {entry['detail']}; is there a network?"
+                last = f"{entry['url'][:200]}: {status}: {entry['detail']}; check the network"
                 raise CatalogueError(f"dataset {name}: {row} pictures in a row failed, the last one {last}")
     return Counter(statuses[path] for path in wanted)
 

@@ -172,7 +172,7 @@ def _read_csv(file: TextIO, wanted: list[str], tabs: bool) -> dict[str, list[Any
     if bad := [f"{line} ({len(row)})" for line, row in records if len(row) != len(header)]:
         shown = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
         remedy = "quote texts that hold a separator or a line break"
-        raise CatalogueError(f"the header has {len(header)} fields, and not so line {shown}; {remedy}")
+        raise CatalogueError(f"the header has {len(header)} fields, unlike line {shown}; {remedy}")
     places = [header.index(column) for column in wanted]
     return {c: [row[i] for _, row in records] for c, i in zip(wanted, places, strict=True)}
 
