@@ -44,10 +44,10 @@ def check_catalogue(study: Study, catalogue: Catalogue) -> None:
     """Whether the methods find words that they know, and pictures of at least 2% of the products.
     Raises: ModelError, CatalogueError."""
     needing = [m for m in study.methods if entry_of(study, m).pictures != "none" or entry_of(study, m).uses_images]
-    share = (catalogue.products.image_row >= 0).mean()
-    if needing and share < 0.02:
+    seen = catalogue.products.image_row >= 0
+    if needing and seen.mean() < 0.02:
         report = catalogue.report[catalogue.report.reason.str.startswith("picture")].example
-        why = "; ".join([f"{share:.1%} of the products have a picture", *report])
+        why = "; ".join([f"{seen.sum()} of {len(seen)} products have a picture", *report])
         mend = f"mend image and image_folder, or leave out {', '.join(needing)}"
         raise CatalogueError(f"dataset {catalogue.name}: {why}; {mend}")
     for text in {study.of(method).text for method in study.methods}:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import titles
 from transformers import BertConfig, BertModel
 
 from icssl_lib.config import RuntimeConfig
@@ -13,13 +14,6 @@ from icssl_lib.fast.cuda_graphs import LENGTHS, Recorded, can_capture
 from icssl_lib.fast.unpad import Packing, fast
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-def titles(lengths: list[int], seed: int = 0) -> dict[str, Tensor]:
-    """Random tokens, (N, T) with T the longest, padded on the right."""
-    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
-    ids = torch.randint(3, 90, mask.shape, generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids * mask, "attention_mask": mask}
 
 
 def plain_step(model: nn.Module, batch: dict[str, Tensor], loss_fn) -> Tensor:

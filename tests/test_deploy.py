@@ -136,9 +136,6 @@ def test_what_cannot_be_served_is_refused(served, tiny_text, tmp_path):
                 answer(wrong)
 
 
-# --- costs
-
-
 def test_flops_of_titles_are_a_count_by_hand(served):
     """Per token and layer: query, key, value, output, and two products of the feed-forward layers; and attention."""
     tokens, width, wide, labels = 6, 32, 64, 4  # [CLS] alma lamp 7 mug [SEP]
@@ -204,9 +201,6 @@ def test_contestants_take_turns_on_the_same_products_in_changing_orders():
 def test_memory_is_of_a_process_of_its_own(served, toy):
     peak = serving.peak_memory("title_onnx", served["bert"], serving.requests_of(toy, n=6), [1, 4])
     assert 20 < peak[1] <= peak[4] < min(200, serving.peak_mb())  # without torch, which this process holds
-
-
-# --- accuracy against cost, and the notebook
 
 
 def results(methods: list[str]) -> pd.DataFrame:

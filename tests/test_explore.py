@@ -1,10 +1,8 @@
 """Exploring: questions against hand-computed cases; tables and encoders that are not ours; the chart and its data."""
 
-import io
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +10,6 @@ import pytest
 import torch
 import toys
 from PIL import Image
-from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 
 from icssl_lib import explore
@@ -30,6 +27,7 @@ HOSTILE = [
     "half \ud83d of a pair",
     "\"quotes' & {{braces}} `ticks` \\u003c\\",
 ]
+RED, BLUE = (toys.encode(Image.new("RGB", (20, 20), colour)) for colour in ("red", "blue"))
 
 
 def unit(degrees):
@@ -227,18 +225,12 @@ def test_a_study_that_cannot_be_explored(run, tmp_path):
         space.nearest("convirt", "mug", pictures=True)
 
 
-def png(colour):
-    data = io.BytesIO()
-    Image.new("RGB", (20, 20), colour).save(data, "PNG")
-    return data.getvalue()
-
-
 def test_a_table_and_encoders_that_are_not_ours(tiny_text, tmp_path):
-    (tmp_path / "red.png").write_bytes(png("red"))
+    (tmp_path / "red.png").write_bytes(RED)
     columns = {
         "title": ["alma mug 1", "  ", "bora rug", None, "alma mug 1", "cira lamp"],
         "label": ["mug", "mug", "rug", "rug", "mug", None],
-        "image": ["red.png", "red.png", png("blue"), None, "gone.png", "red.png"],
+        "image": ["red.png", "red.png", BLUE, None, "gone.png", "red.png"],
         "size": ["XL"] * 6,
     }
     table = pd.DataFrame(columns, index=list("uvwxyz"))
@@ -254,23 +246,6 @@ def test_a_table_and_encoders_that_are_not_ours(tiny_text, tmp_path):
     assert [view.titles.shape for view in space.views.values()] == [(4, 32), (4, 2)]
     assert space.nearest("before", 0, 1)["row"].tolist() == [2]
     assert set(space.moved("before", "after")["kept"]) <= {1 / 3, 2 / 3, 1.0}
-
-
-def test_pictures_and_encoders_of_every_kind(tiny_text, tmp_path, monkeypatch):
-    (tmp_path / "red.png").write_bytes(png("red"))
-    red, pixels = Image.new("RGB", (20, 20), "red"), np.full((20, 20, 3), (255, 0, 0), np.uint8)
-    lists = [["red.png", "gone.png"], np.array(["red.png"], object), [], ["gone.png"]]
-    kinds = [red, pixels, {"bytes": png("red"), "path": None}, tmp_path / "red.png", "~/red.png", *lists, "~nobody/x"]
-    monkeypatch.setenv("HOME", str(tmp_path))
-    table = pd.DataFrame({"title": [f"mug {i}" for i in range(len(kinds))], "image": pd.Series(kinds, dtype=object)})
-    of_transformers, of_st = Path(tiny_text), SentenceTransformer(str(tiny_text), device="cpu")
-    encoders = {"folder": of_transformers, "object": of_st, "home": f"~/{tiny_text.name}"}
-    (tmp_path / tiny_text.name).symlink_to(tiny_text)
-    space = explore.explore(table, encoders, images="~")
-    seen = [None if picture is None else tuple(picture[32, 32]) for picture in map(space.picture, range(len(kinds)))]
-    assert seen == [(255, 0, 0)] * 7 + [None] * 3
-    for view in space.views.values():
-        torch.testing.assert_close(view.titles, space.views["folder"].titles, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("columns", "message"), [
@@ -309,9 +284,6 @@ def test_questions_that_cannot_be_answered():
     assert space.confusions("before", "after").empty  # no classifier was asked
 
 
-# --- the chart
-
-
 def blobs(n=300, seed=0):
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 6, n)
@@ -337,7 +309,7 @@ def hostile():
     """Twelve products a class, of hostile titles, labels and ids."""
     rows, _ = blobs(12 * len(HOSTILE))
     table = pd.DataFrame({"title": HOSTILE * 12, "label": sorted(HOSTILE * 12)}, dtype=object)
-    table = table.assign(id=table["title"], image=[png("red")] * len(table))
+    table = table.assign(id=table["title"], image=[RED] * len(table))
     space = explore.explore(table, {"__proto__": lambda _: rows, "after": lambda _: rows[::-1].copy()})
     for view in space.views.values():
         view.predicted = space.products["title"].to_numpy(dtype=object)

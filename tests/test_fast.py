@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from toys import titles
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -27,13 +28,6 @@ ENCODERS = {
     "distilbert": DistilBertConfig(vocab_size=90, dim=32, n_layers=2, n_heads=2, hidden_dim=48),
     "modernbert": ModernBertConfig(**SHAPE, **SPECIAL, local_attention=8, classifier_pooling="mean"),
 }
-
-
-def titles(lengths: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random tokens, (N, T) with T the longest, padded on the right."""
-    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
-    ids = torch.randint(3, 90, mask.shape, generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids * mask, "attention_mask": mask}
 
 
 def without_dropout(config, auto=AutoModel):

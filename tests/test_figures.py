@@ -123,9 +123,6 @@ def test_many_methods_stand_in_rows_with_a_legend_each(n, draw):
     assert len({ax.get_ylim() for ax in axes.flat}) == 1
 
 
-# --- beyond the paper
-
-
 def test_intervals_stand_in_a_panel_each_in_the_tables_order():
     changed = {"adapt.alpha": ["0.25", "0.75"], "vision.frozen": ["True"], "finetune.imbalance": ["none", "$two_stage"]}
     rows = [(s, v, m, d) for s, values in changed.items() for v in values for m, d in (("5%", 0.1), ("100%", -0.1))]

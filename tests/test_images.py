@@ -1,24 +1,17 @@
 import io
 import os
-import struct
 import tracemalloc
 
 import numpy as np
 import pytest
-import toys
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile
+from toys import encode, huge_png
 
 from icssl_lib import images
 from icssl_lib.images import ImageError, decode, read_bytes, write_store
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def solid(mode: str, colour: object, size: tuple[int, int] = (40, 40)) -> Image.Image:
@@ -53,6 +46,7 @@ KINDS = {
     "key": (encode(solid("RGB", RED), transparency=RED), WHITE),
     "animated": (encode(solid("RGB", RED), "GIF", save_all=True, append_images=[solid("RGB", BLUE)]), RED),
 }
+BROKEN = {"jpeg": encode(Image.fromarray(NOISE), "JPEG")[:1500], "png": encode(Image.fromarray(NOISE))[:3000]}
 
 
 @pytest.mark.parametrize(("data", "colour"), KINDS.values(), ids=KINDS)
@@ -118,7 +112,7 @@ def test_a_huge_picture_is_refused_by_its_header(side, monkeypatch):
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     with pytest.raises(ImageError) as caught:
-        decode(toys.huge_png(side), 32)
+        decode(huge_png(side), 32)
     assert caught.value.reason == "too large"
 
 
@@ -137,11 +131,6 @@ def test_limits(monkeypatch, tmp_path):
             decode(encoded, 8)
 
 
-BROKEN = {"jpeg": encode(Image.fromarray(NOISE), "JPEG")[:1500], "png": encode(Image.fromarray(NOISE))[:3000]}
-FOREIGN = {"empty": b"", "text": b"not a picture", "html": b"<html>not found</html>"}
-FOREIGN["eps"] = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
-
-
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
 def test_broken_pictures(data):
     with pytest.raises(ImageError) as caught:
@@ -149,24 +138,7 @@ def test_broken_pictures(data):
     assert caught.value.reason == "corrupt"
 
 
-@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
-def test_what_is_no_picture_says_how_it_begins(data):
-    begins = "begins with b" if data else "an empty file"
-    with pytest.raises(ImageError, match=f"not recognised: {begins}.*; supported: JPEG"):
-        decode(data, 32)
-
-
-def test_faults_beside_the_pixels_lose_no_picture():
-    image, whole = Image.fromarray(NOISE), decode(encode(Image.fromarray(NOISE)), 32)
-    comment = PngImagePlugin.PngInfo()
-    comment.add_text("Comment", "x" * 2_000_000, zip=True)
-    words = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHI4sI", 1, 0x112, 2, 3, b"up", 0)  # of an orientation
-    for options in ({"pnginfo": comment}, {"exif": words}, {"exif": b"Exif\0\0nonsense"}, {"icc_profile": b"no"}):
-        assert np.array_equal(decode(encode(image, "PNG", **options), 32), whole), options
-
-
-def test_avif_and_grey_of_any_range_are_read():
-    assert abs(decode(encode(Image.new("RGB", (32, 32), (200, 30, 90)), "AVIF"), 8)[4, 4] - [200.0, 30, 90]).max() < 9
+def test_grey_of_any_range_is_read():
     ramp = np.linspace(-3, 5, 64 * 64).reshape(64, 64)
     holed = np.where(ramp == 5, np.nan, ramp).astype(np.float32)
     for grey in (ramp.astype(np.float32), (ramp * 1e6).astype(np.int32), holed):

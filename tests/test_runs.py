@@ -5,9 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -33,23 +31,11 @@ def environment(monkeypatch):
     monkeypatch.delenv(dag.STUDY, raising=False)
 
 
-def write_notebook(path: Path, *sources: str, tag: bool = True) -> Path:
-    """A notebook of code cells; the first holds the parameters."""
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    cells[0].metadata["tags"] = ["parameters"] if tag else []
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
-    return path
-
-
 def wait_until(true, seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until
         time.sleep(0.05)
-
-
-# --- notebooks
 
 
 def test_parameters_of_the_studys_notebooks(root):
@@ -64,26 +50,9 @@ def test_parameters_of_the_studys_notebooks(root):
 def test_a_notebook_that_is_not_there_or_not_tagged_is_refused(root, tmp_path):
     with pytest.raises(RunError, match=r"no such notebook; did you mean '02_adapt\.ipynb'\?"):
         parameters_of(root / "notebooks/02_adopt.ipynb")
-    notebook = write_notebook(tmp_path / "a.ipynb", "seed = 0", tag=False)
+    notebook = toys.write_notebook(tmp_path / "a.ipynb", "seed = 0", tag=False)
     with pytest.raises(RunError, match="no parameters; tag the first code cell `parameters`"):
         execute(notebook, tmp_path / "out.ipynb", {"seed": 1})
-
-
-def test_the_kernel_is_of_this_environment_and_its_sockets_lie_in_a_short_folder(tmp_path, monkeypatch):
-    """A module of a cluster may name other kernels, and TMPDIR may be longer than the name of a socket."""
-    other, long = tmp_path / "kernels/python3", tmp_path / ("long" * 30)
-    for folder in (other, long):
-        folder.mkdir(parents=True)
-    (other / "kernel.json").write_text('{"argv": ["false"], "display_name": "other", "language": "python"}')
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(long))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    notebook = write_notebook(tmp_path / "a.ipynb", "seed = 0", "import sys; print(sys.prefix)")
-    execute(notebook, tmp_path / "out.ipynb", {"seed": 1})
-    assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].text == f"{sys.prefix}\n"
-    dies = write_notebook(tmp_path / "b.ipynb", "seed = 0", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(RunError, match="the kernel died"):
-        execute(dies, tmp_path / "out.ipynb", {})
 
 
 def test_unknown_parameter_gives_the_nearest_and_nothing_runs(root, tmp_path, capsys):
@@ -108,7 +77,7 @@ def job(tmp_path):
     """Runs a notebook of these sources in a process of its own."""
 
     def start(*sources: str, **parameters) -> subprocess.Popen:
-        notebook = write_notebook(tmp_path / "a.ipynb", *sources)
+        notebook = toys.write_notebook(tmp_path / "a.ipynb", *sources)
         command = [sys.executable, "-m", "icssl_lib.runs", "execute", notebook, tmp_path / "deep/out.ipynb"]
         pairs = [f"{name}={value}" for name, value in parameters.items()]
         return subprocess.Popen([*command, *pairs], stderr=subprocess.PIPE, text=True)
@@ -144,7 +113,7 @@ def test_a_kernel_ends_with_its_job(job, tmp_path):
 
 
 def test_failing_notebook_stays_as_failed_and_leaves_no_output(tmp_path, capsys):
-    notebook = write_notebook(tmp_path / "a.ipynb", "seed = 0", "raise ValueError('the picture is gone')")
+    notebook = toys.write_notebook(tmp_path / "a.ipynb", "seed = 0", "raise ValueError('the picture is gone')")
     output = tmp_path / "out.ipynb"
     assert runs.main(["execute", str(notebook), str(output), "seed=1"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -153,9 +122,6 @@ def test_failing_notebook_stays_as_failed_and_leaves_no_output(tmp_path, capsys)
     assert not output.exists()
     failed = nbformat.read(tmp_path / "out.failed.ipynb", 4)
     assert any(o.output_type == "error" for cell in failed.cells for o in cell.get("outputs", []))
-
-
-# --- pieces
 
 
 @pytest.fixture
@@ -269,9 +235,6 @@ def test_adaptation_starts_from_the_encoder_of_the_method_before_it(study, toy, 
     assert trained == ["toy mlm seed 0", "toy mlm_simcse seed 0"]  # of seed 1 nothing has changed
 
 
-# --- records
-
-
 def test_models_named_pretrained_become_folders(tmp_path):
     genre = {"source": "synthetic", "genre": "beauty"}
     study = Study.model_validate({"study": "a", "datasets": {"a": genre}, "pretrain": {}, "vision": {"model": "vit"}})
@@ -304,9 +267,6 @@ def test_digest_sees_each_setting_and_nothing_else():
     assert digest(AdaptConfig()) == digest(AdaptConfig(epochs=50)) != digest(AdaptConfig(epochs=49))
     assert digest(AdaptConfig(), 1, "a") == digest(AdaptConfig(), 1, "a") != digest("a", 1, AdaptConfig())
     assert digest(RuntimeConfig(checkpoint_minutes=1, job_per="seed")) == digest(RuntimeConfig())  # change no result
-
-
-# --- processes
 
 
 def test_a_log_is_followed_to_its_last_line(tmp_path):

@@ -68,9 +68,6 @@ def changed(config: Path, path: Path, **sections) -> Path:
     return path
 
 
-# --- what it leaves
-
-
 @pytest.fixture(scope="session")
 def problems(root, study):
     """What the check of CI says of a run folder: rows, files, executed notebooks, pages alone, accuracies anew."""
@@ -198,9 +195,6 @@ def test_encoders_load_and_sentence_transformers_pools_as_we_do(study, out):
         seen.append(theirs)
 
 
-# --- again
-
-
 def test_second_call_does_nothing_and_two_at_a_time_are_refused(config, out):
     files = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and ".snakemake" not in p.parts}
     done = run(config, out)
@@ -270,9 +264,6 @@ def test_through_a_profile_the_jobs_are_submitted(config, tmp_path):
     assert "jobs failed" in done.stderr
     assert "number of cores" not in log
     assert asked.is_file(), log  # it came to the first job's submission
-
-
-# --- mistakes, and kill -9
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 import gzip
 import json
 import os
-import unicodedata
 
 import pandas as pd
 import pytest
+from toys import write_table
 
 from icssl_lib.config import TableSource
 from icssl_lib.images import ImageError
@@ -16,30 +16,19 @@ from icssl_lib.sources.table import load
 COLUMNS = {"sku": ["007", "008", "009"], "name": ['Lamp, 19" wide', "NA", "Étagère\u00a0 №5"]}
 ROWS = pd.DataFrame(COLUMNS | {"class": ["lamp", "null", "12"], "file": ["a.png", "sub/b.png", ""]})
 NAMES = {"id": "sku", "title": "name", "label": "class", "image": "file"}
+CSV = ROWS.to_csv(index=False).encode()
+LOOSE = ['"Vintage mug,kitchen', "Lamp,lighting", '"Retro clock,home', 'Pipe 5",tools', '"Best" pan,kitchen']
 
 
 def source(path, **options) -> TableSource:
     return TableSource(source="table", table=path, **{**NAMES, **options})
 
 
-def as_jsonl(rows: pd.DataFrame) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows.to_dict("records"))
-
-
-def write(path, rows=ROWS):
-    if path.suffix == ".parquet":
-        rows.to_parquet(path)
-        return path
-    text = as_jsonl(rows) if "jsonl" in path.name else rows.to_csv(index=False, sep="\t" if "tsv" in path.name else ",")
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
-
-
 @pytest.mark.parametrize(
     "name", ["p.csv", "p.tsv", "p.jsonl", "p.csv.gz", "p.tsv.gz", "p.jsonl.gz", "p.parquet", "P.CSV"]
 )
 def test_every_kind_of_table_reads_the_same(tmp_path, name):
-    raw = load("shop", source(write(tmp_path / name)))
+    raw = load("shop", source(write_table(tmp_path / name, ROWS)))
     assert raw.table[list(NAMES)].to_numpy().tolist() == ROWS.to_numpy().tolist()
     assert raw.report.frame().empty
 
@@ -49,9 +38,6 @@ def test_excel_mark_and_absent_columns(tmp_path):
     raw = load("shop", source(tmp_path / "p.csv", id=None))
     read = raw.table[["id", "title", "label", "image"]].to_numpy().tolist()
     assert read == [["0", "Lamp", "lamp", "a.png"], ["1", "Chair", "", ""]]
-
-
-LOOSE = ['"Vintage mug,kitchen', "Lamp,lighting", '"Retro clock,home', 'Pipe 5",tools', '"Best" pan,kitchen']
 
 
 def test_a_quote_that_does_not_close_swallows_no_lines(tmp_path):
@@ -69,29 +55,6 @@ def test_a_quote_that_does_not_close_swallows_no_lines(tmp_path):
     assert raw.table["title"].tolist() == ['Two lines,\nand "quotes"']
 
 
-def test_all_lines_with_too_many_or_too_few_fields_are_named(tmp_path):
-    (tmp_path / "p.csv").write_text('name,class\nLamp,lamp\nsteel\nmug,Mugs\n"a\nb",c\nx,y,z\n')
-    with pytest.raises(CatalogueError, match=r"the header has 2 fields, unlike line 3 \(1\), 7 \(3\); quote texts"):
-        load("shop", source(tmp_path / "p.csv", id=None, image=None))
-    (tmp_path / "p.tsv").write_text("name\tclass\n" + "mug\n" * 25)
-    with pytest.raises(CatalogueError, match=r"line 2 \(1\), .*11 \(1\) and 15 more;"):
-        load("shop", source(tmp_path / "p.tsv", id=None, image=None))
-
-
-@pytest.mark.parametrize("name", ["p.csv", "p.tsv.gz"])
-def test_a_field_may_be_of_any_length(tmp_path, name):
-    raw = load("shop", source(write(tmp_path / name, ROWS.assign(text="long " * 60_000))))
-    assert raw.table["title"].tolist() == ROWS["name"].tolist()
-
-
-@pytest.mark.parametrize(
-    ("name", "like"), [("p.tsv.csv", "p.csv"), ("p.csv.tsv", "p.tsv"), ("a.jsonl.csv.gz", "p.csv.gz")]
-)
-def test_the_last_suffix_counts(tmp_path, name, like):
-    write(tmp_path / like).rename(tmp_path / name)
-    assert load("shop", source(tmp_path / name)).table["title"].tolist() == ROWS["name"].tolist()
-
-
 def test_values_that_are_no_text(tmp_path):
     rows = [{"sku": 7, "name": None, "class": 1.5, "file": None}, {"sku": True, "name": "Lamp"}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
@@ -103,19 +66,10 @@ def test_values_that_are_no_text(tmp_path):
     assert raw.table[list(NAMES)].to_numpy().tolist() == [["1", "Lamp", "3", "x"], ["2", "B\ufffd", "", "x"]]
 
 
-@pytest.mark.parametrize(("value", "kind"), [(["a", "b"], "a list"), ({"a": 1}, "an object"), ([], "a list")])
-def test_a_list_or_an_object_is_no_text(tmp_path, value, kind):
-    rows = ROWS.to_dict("records")
-    rows[1]["class"] = value
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(CatalogueError, match=f"p.jsonl: column 'class' holds {kind}, expected a text: "):
-        load("shop", source(tmp_path / "p.jsonl"))
-
-
 def test_labels_from_a_second_table(tmp_path):
     labels = pd.DataFrame({"key": ["008", "007", "008"], "what": ["chair", "lamp", "stool"]})
-    second = {"table": write(tmp_path / "l.csv", labels), "id": "key", "label": "what"}
-    raw = load("shop", source(write(tmp_path / "p.csv", ROWS.drop(columns="class")), labels=second))
+    second = {"table": write_table(tmp_path / "l.csv", labels), "id": "key", "label": "what"}
+    raw = load("shop", source(write_table(tmp_path / "p.csv", ROWS.drop(columns="class")), labels=second))
     assert raw.table["label"].tolist() == ["lamp", "chair", ""]
     assert raw.report.frame().to_numpy().tolist() == [
         ["further label of an id, in l.csv", "left out", 1, "008"],
@@ -128,7 +82,7 @@ def test_labels_from_a_second_table(tmp_path):
 def test_paths_of_pictures_by_a_pattern(tmp_path):
     (tmp_path / "lamp").mkdir()
     (tmp_path / "lamp/007.png").write_bytes(b"here")
-    raw = load("shop", source(write(tmp_path / "p.csv"), image="{class}/{sku}.png"))
+    raw = load("shop", source(write_table(tmp_path / "p.csv", ROWS), image="{class}/{sku}.png"))
     assert raw.table["image"].tolist() == ["lamp/007.png", "null/008.png", "12/009.png"]
     assert raw.read_image("lamp/007.png") == b"here"
     (tmp_path / "p.jsonl").write_text('{"sku": "\\ud800", "name": "a", "class": "b"}')
@@ -136,13 +90,6 @@ def test_paths_of_pictures_by_a_pattern(tmp_path):
     for pattern, column in {"{skuu}.png": "skuu", "{sku.__class__}.png": "sku.__class__", "{0}": "0"}.items():
         with pytest.raises(CatalogueError, match=f"no column '{column}'"):
             load("shop", source(tmp_path / "p.csv", image=pattern))
-
-
-@pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_a_picture_is_found_in_either_form_of_its_name(tmp_path, form):
-    (tmp_path / unicodedata.normalize(form, "caf\xe9.png")).write_bytes(b"here")
-    read = load("shop", source(write(tmp_path / "p.csv"))).read_image
-    assert read("caf\xe9.png") == read("cafe\u0301.png") == b"here"
 
 
 def test_pictures_in_a_column(tmp_path):
@@ -156,19 +103,17 @@ def test_pictures_in_a_column(tmp_path):
 
 
 def test_no_picture_column(tmp_path):
-    raw = load("shop", source(write(tmp_path / "p.csv", ROWS.drop(columns="file")), image=None))
+    raw = load("shop", source(write_table(tmp_path / "p.csv", ROWS.drop(columns="file")), image=None))
     assert raw.read_image is None
     assert (raw.table["image"] == "").all()
 
 
 def test_a_broken_line_of_jsonl_is_dropped_and_counted(tmp_path):
-    (tmp_path / "p.jsonl").write_text(as_jsonl(ROWS) + '[1, 2]\n{"sku": "010", "na')
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS.to_dict("records"))
+    (tmp_path / "p.jsonl").write_text(lines + '[1, 2]\n{"sku": "010", "na')
     raw = load("shop", source(tmp_path / "p.jsonl"))
     assert raw.table["id"].tolist() == ["007", "008", "009"]
     assert raw.report.frame().to_numpy().tolist() == [["line is no JSON object", "dropped", 2, "line 4: [1, 2]"]]
-
-
-CSV = ROWS.to_csv(index=False).encode()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +124,6 @@ CSV = ROWS.to_csv(index=False).encode()
         ("p.jsonl.gz", gzip.compress(b"", mtime=0), "no line is a JSON object"),
         ("p.csv.gz", gzip.compress(CSV * 99, mtime=0)[:-60], r"a broken table, or no UTF-8 \("),
         ("p.csv.gz", CSV, r"a broken table, or no UTF-8 \("),
-        ("p.csv", gzip.compress(CSV, mtime=0), r"its bytes are those of gzip; let its name end in \.gz"),
         ("p.parquet", gzip.compress(CSV, mtime=0), r"its bytes are those of gzip"),
         ("p.csv.gz", gzip.compress(gzip.compress(CSV)), r"its bytes are those of gzip"),
         ("p.csv.gz", gzip.compress(CSV.decode().encode("utf-16")), "its bytes are those of UTF-16"),
@@ -194,8 +138,6 @@ CSV = ROWS.to_csv(index=False).encode()
         ("p.jsonl", b"<html>\n</html>", "no line is a JSON object"),
         ("p.xlsx", b"PK", r"unknown kind of table; the name must end in \.csv"),
         ("p", CSV, "unknown kind of table"),
-        ("p.csv", CSV + b"010,Lamp, blue,lamp,a.png\n", r"the header has 4 fields, unlike line 5 \(5\)"),
-        ("p.csv", b"sku,name,class,file\n1,Lamp, blue,lamp,a.png\n", r"the header has 4 fields, unlike line 2"),
         ("p.csv", CSV + b'010,"Lamp,lamp,a.png\n', "line 5: a quote that does not close"),
         ("p.jsonl", b"1\n[2]\n{\n", "no line is a JSON object"),
         ("p.jsonl", b"[" * 100_000, "no line is a JSON object"),
@@ -223,7 +165,7 @@ def test_parquet_that_unpacks_to_far_more(tmp_path):
 
 
 def test_unknown_column_of_parquet_and_absent_files(tmp_path):
-    path = write(tmp_path / "p.parquet")
+    path = write_table(tmp_path / "p.parquet", ROWS)
     with pytest.raises(CatalogueError, match="no column 'nam'; did you mean 'name'"):
         load("shop", source(path, title="nam"))
     with pytest.raises(CatalogueError, match="no such file"):
@@ -243,7 +185,7 @@ def test_pictures_are_read_inside_their_folder_only(tmp_path):
     os.symlink(folder / "loop.png", folder / "loop.png")
     os.symlink(folder, tmp_path / "alias")
     for given in (folder, tmp_path / "alias"):
-        read = load("shop", source(write(tmp_path / "p.csv"), image_folder=given)).read_image
+        read = load("shop", source(write_table(tmp_path / "p.csv", ROWS), image_folder=given)).read_image
         for path in ("a.png", "./sub/../a.png", str(folder / "a.png")):
             assert read(path) == b"a.png"
         assert read("sub/b.png") == b"b.png"
@@ -257,8 +199,3 @@ def test_pictures_are_read_inside_their_folder_only(tmp_path):
             with pytest.raises(ImageError) as caught:
                 read(path)
             assert caught.value.reason == "missing", path
-
-
-def test_pictures_are_sought_beside_the_table_by_default(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"here")
-    assert load("shop", source(write(tmp_path / "p.csv"))).read_image("a.png") == b"here"

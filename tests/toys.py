@@ -1,5 +1,6 @@
-"""Models and a catalogue so small that a training step takes milliseconds."""
+"""Models and a catalogue so small that a training step takes milliseconds, and the files that tests write most."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from icssl_lib.catalogue import Catalogue, split_hash
 from icssl_lib.config import Study
@@ -21,6 +23,43 @@ def huge_png(side: int) -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     body = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + body + struct.pack(">I", 9999) + b"IDAT" + bytes(99)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_table(path: Path, rows: pd.DataFrame) -> Path:
+    """A table of the kind that its name says."""
+    if path.suffix == ".parquet":
+        rows.to_parquet(path)
+    elif "jsonl" in path.name:
+        rows.to_json(path, orient="records", lines=True)
+    else:
+        rows.to_csv(path, index=False, sep="\t" if "tsv" in path.name else ",")
+    return path
+
+
+def write_notebook(path: Path, *sources: str, tag: bool = True) -> Path:
+    """A notebook of code cells; the first holds the parameters."""
+    import nbformat
+
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"] if tag else []
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+def titles(lengths: list[int], seed: int = 0) -> dict[str, Any]:
+    """Random tokens, (N, T) with T the longest, padded on the right."""
+    import torch
+
+    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(3, 90, mask.shape, generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids * mask, "attention_mask": mask}
 
 
 def save_text(folder: Path, **options: Any) -> Path:
