@@ -22,7 +22,7 @@ class Report(dict[tuple[str, str], list[Any]]):
     """What ingest did to products: a reason and an action (dropped, kept, repaired) to count and first example."""
 
     def add(self, reason: str, action: str, count: int, example: str) -> None:
-        self.setdefault((reason, action), [0, example[:120].encode("utf-8", "replace").decode()])[0] += count
+        self.setdefault((reason, action), [0, example[:300].encode("utf-8", "replace").decode()])[0] += count
 
     def rows(self, reason: str, action: str, products: pd.DataFrame, column: str = "title") -> None:
         if len(products):
