@@ -21,8 +21,8 @@ AFTER = "convirt" if "convirt" in ADAPTED else ADAPTED[0] if ADAPTED else None  
 MAPS = expand("report/map-{dataset}.html", dataset=STUDY.datasets) if ADAPTED and STUDY.maps else []
 SEED = "-seed{seed}" if STUDY.runtime.job_per == "seed" else ""  # a job of a method has all seeds inside, or its own
 WHOLE = {  # notebooks about the whole study, and what they leave
-    "table2": ("04_table2", ["figures/table2.csv"]),
-    "figure5": ("05_figure5", ["figures/figure5.csv"]),
+    "table2": ("04_table2", ["figures/table2.csv", "figures/accuracy.png"]),
+    "figure5": ("05_figure5", ["figures/figure5.csv", "figures/figure5.png"]),
     "beyond": ("07_beyond", ["figures/compare.csv", "figures/factor.csv"]),
     "ablations": ("08_ablations", ["figures/ablations.csv"]),
     "law": ("09_law", ["figures/law.csv", "figures/ladder.csv"]),
@@ -117,8 +117,13 @@ wildcard_constraints:
     tower="text|vision",
 
 
-rule all:
-    input: "report/index.html",
+rule all:  # each file by name, because Snakemake makes no file anew that only a finished job asks for
+    input:
+        "report/index.html", "results.csv", MAPS, [WHOLE[name][1] for name in ASKED],
+        all_runs("records/{dataset}/{method}/seed{seed}.json"),
+        all_runs("predictions/{dataset}/{method}/seed{seed}.parquet"),
+        expand("encoders/{dataset}/{method}/seed{seed}/{file}", dataset=STUDY.datasets, method=ADAPTED,
+               seed=STUDY.seeds, file=["config.json", "model.safetensors", "towers.safetensors"]),
 
 
 rule pretrain:
@@ -157,6 +162,7 @@ rule adapt:
         towers_adapted,
     output:
         of_job("encoders/{dataset}/{method}/seed{seed}/config.json"),
+        of_job("encoders/{dataset}/{method}/seed{seed}/model.safetensors"),
         of_job("encoders/{dataset}/{method}/seed{seed}/towers.safetensors"),
         notebook=f"notebooks/02_adapt-{{dataset}}-{{method}}{SEED}.ipynb",
     params: seeds=seeds, digest=lambda w: settings(w, "adapt"),
