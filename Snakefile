@@ -123,7 +123,7 @@ rule all:  # each file by name, because Snakemake makes no file anew that only a
         all_runs("records/{dataset}/{method}/seed{seed}.json"),
         all_runs("predictions/{dataset}/{method}/seed{seed}.parquet"),
         expand("encoders/{dataset}/{method}/seed{seed}/{file}", dataset=STUDY.datasets, method=ADAPTED,
-               seed=STUDY.seeds, file=["config.json", "model.safetensors", "towers.safetensors"]),
+               seed=STUDY.seeds, file=["config.json", "towers.safetensors"]),
 
 
 rule pretrain:
@@ -162,7 +162,6 @@ rule adapt:
         towers_adapted,
     output:
         of_job("encoders/{dataset}/{method}/seed{seed}/config.json"),
-        of_job("encoders/{dataset}/{method}/seed{seed}/model.safetensors"),
         of_job("encoders/{dataset}/{method}/seed{seed}/towers.safetensors"),
         notebook=f"notebooks/02_adapt-{{dataset}}-{{method}}{SEED}.ipynb",
     params: seeds=seeds, digest=lambda w: settings(w, "adapt"),

@@ -97,7 +97,7 @@ def test_only_what_may_have_changed_is_asked_again(server, tmp_path):
     assert status == dict.fromkeys(paths, "ok") | {"/script.jpg": "corrupt", "/gone.jpg": "gone"}
 
 
-@pytest.mark.parametrize(("answer", "why"), [(b"<html>Robot?", "refused: a web page"), (500, "failed: HTTP 500; check")])
+@pytest.mark.parametrize(("answer", "why"), [(b"<html>Robot?", "refused: a web"), (500, "failed: HTTP 500; check")])
 def test_a_row_of_failures_stops_the_fetch_and_loses_no_picture(server, tmp_path, monkeypatch, answer, why):
     """No network, a filter, or a bot check with status 200 and a page for each picture. Once let in, all are there."""
     monkeypatch.setattr(fetching, "GIVE_UP", 5)
