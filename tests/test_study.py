@@ -305,10 +305,3 @@ def test_killed_study_is_finished_by_the_same_command(config, out, tmp_path):
     made = ("0[2-5]_*", "pieces", "records", "predictions", "classifiers", "figures", "results.csv")
     shutil.copytree(out, tmp_path / "run0", ignore=shutil.ignore_patterns(*made))
     assert len(kill_often(few, tmp_path, reference, kills=2, seed=1, longest=0.2 * longest["seconds"])) == 2
-    ended = max(tmp_path.glob("run?"))
-    files = "results.csv", "figures/figure5.png", "figures/table2.csv", "records/beauty/origin/seed0.json"
-    for name in files:  # what is gone comes back
-        (ended / name).unlink()
-    done = run(few, ended)
-    assert done.returncode == 0, done.stderr
-    assert all((ended / name).is_file() for name in files)
