@@ -26,7 +26,7 @@ ROWS = Path(__file__).with_name("roads.csv")
 BOTH = ("words", "ngrams", "title")
 
 
-WAYS = {  # what classifies, and whose encoder it reads
+WAYS = {  # what classifies, and whose encoder it reads; chosen: Dev chose the share of adaptation that it keeps
     "words": (lambda task, train: frozen(task, train, BOTH[:2]), "origin"),
     "as it comes": (lambda task, train: frozen(task, train, BOTH), "origin"),
     "adapted": (lambda task, train: frozen(task, train, BOTH), "convirt"),

@@ -90,7 +90,7 @@ def picture_not_one(*given):
     for page in (*pages, b""):
         begins = f"begins with {page[:24]}" if page else "an empty file"
         example = f"00: picture not recognised: {begins}; supported: JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF"
-        table(*given, ("picture not recognised", "kept", 1, example[:120]), pictures=[page])
+        table(*given, ("picture not recognised", "kept", 1, example), pictures=[page])
 
 
 def all_pictures_missing(folder, text, patch):
