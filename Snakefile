@@ -5,6 +5,7 @@ A job runs again when its inputs, or its own part of the configuration (`params.
 
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -12,7 +13,7 @@ from urllib.request import url2pathname
 from icssl_lib.config import load_config
 from icssl_lib.dag import ROOT
 from icssl_lib.methods import METHODS, adapted_by, entry_of
-from icssl_lib.runs import digest
+from icssl_lib.runs import collect, digest
 
 STUDY_FILE = url2pathname(urlsplit(config["study"]).path)  # a file:// address
 STUDY = load_config(STUDY_FILE)
@@ -29,6 +30,10 @@ WHOLE = {  # notebooks about the whole study, and what they leave
     "cost": ("06_cost", ["figures/cost.csv", "figures/onnx.csv", "figures/accuracy_cost.png"]),
 }
 ASKED = ["table2", "figure5", *STUDY.notebooks]
+
+if Path("results.csv").is_file():  # whatever became of it, it says what the records say
+    with suppress(FileNotFoundError):  # of a record that is still to be made
+        collect(STUDY, Path())
 
 
 def quoted(text):
@@ -64,6 +69,13 @@ def seeds(wildcards):
 def gpus(wildcards):
     entry = entry_of(STUDY, wildcards.method)
     return STUDY.runtime.processes if STUDY.runtime.device != "cpu" and (entry.reads_encoder or entry.uses_images) else 0
+
+
+def kept(method):
+    """The percentages of Train whose classifiers a method keeps."""
+    own, kind = STUDY.of(method).finetune, entry_of(STUDY, method).classifier
+    able = kind == "recommended" or (kind == "finetune" and not own.features)
+    return [f"{100 * f:03g}" for f in own.fractions if able and f in own.keep_classifiers]
 
 
 def source_files(wildcards):
@@ -110,6 +122,15 @@ def settings(wildcards, stage):
     return digest(own.text, vision, getattr(own, stage), own.runtime)
 
 
+KEPT = {  # of each data set and method
+    (dataset, method): [
+        f"classifiers/{dataset}/{method}/seed{seed}/f{percent}/config.json"
+        for seed in STUDY.seeds for percent in kept(method)
+    ]
+    for dataset in STUDY.datasets for method in STUDY.methods if kept(method)
+}
+
+
 wildcard_constraints:
     dataset="|".join(STUDY.datasets),
     method="|".join(STUDY.methods),
@@ -124,6 +145,7 @@ rule all:  # each file by name, because Snakemake makes no file anew that only a
         all_runs("predictions/{dataset}/{method}/seed{seed}.parquet"),
         expand("encoders/{dataset}/{method}/seed{seed}/{file}", dataset=STUDY.datasets, method=ADAPTED,
                seed=STUDY.seeds, file=["config.json", "towers.safetensors"]),
+        KEPT.values(),
 
 
 rule pretrain:
@@ -186,6 +208,18 @@ rule finetune:
     shell: execute("03_finetune", TRAINED)
 
 
+for (dataset, method), folders in KEPT.items():
+
+    rule:  # links to what training left among the pieces
+        name: f"classifiers_{dataset}_{method}"
+        input: expand(f"records/{dataset}/{method}/seed{{seed}}.json", seed=STUDY.seeds),
+        output: folders,
+        localrule: True
+        shell:
+            "for file in {output}; do to=$(dirname $file); from=$(echo pieces${{to#classifiers}}-*/classifier);"
+            " rm -rf $to; cp -Rl $from $to 2> /dev/null || {{ rm -rf $to; cp -R $from $to; }}; done"
+
+
 rule results:
     input: all_runs("records/{dataset}/{method}/seed{seed}.json"),
     output: "results.csv",
@@ -216,7 +250,7 @@ for name, (notebook, left) in WHOLE.items():
         input:
             "results.csv",
             all_runs("predictions/{dataset}/{method}/seed{seed}.parquet"),
-            [*others, *MAPS] if alone else [],
+            [*others, *MAPS, *KEPT.values()] if alone else [],
         output:
             left,
             notebook=f"notebooks/{notebook}.ipynb",

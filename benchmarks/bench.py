@@ -23,13 +23,13 @@ import bench_work
 import matplotlib as mpl
 import pandas as pd
 import torch
+from joblib import cpu_count
 from tqdm import tqdm
 
 from icssl_lib.config import RuntimeConfig
 from icssl_lib.dag import MALLOC, ROOT
 from icssl_lib.fast.processes import precision_here
 from icssl_lib.files import written_whole
-from icssl_lib.images import all_cores
 from icssl_lib.runs import machine
 
 COLUMNS = ["machine", "work", "peer", "ours_per_s", "peer_per_s", "ratio", "low", "high"]
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="works whose name holds one of these")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="tiny models, on a CPU: does it run?")
-    parser.add_argument("--threads", type=int, default=all_cores(), help="of both sides (default: all cores)")
+    parser.add_argument("--threads", type=int, default=cpu_count(), help="of both sides (default: all cores)")
     parser.add_argument("--out", type=Path, default=ROOT / "figures" / "bench")
     options = parser.parse_args()
     mpl.use("Agg")

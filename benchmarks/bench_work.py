@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from joblib import cpu_count
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
@@ -29,7 +30,6 @@ from icssl_lib.config import Run, Study, SyntheticSource
 from icssl_lib.encoders import TextTower, VisionTower, embed_titles, load_text, load_vision, save_pretrained, tokenize
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
-from icssl_lib.images import all_cores
 from icssl_lib.sources import synthetic
 from icssl_lib.sources.synthetic.pretrain import train_tokenizer
 
@@ -41,7 +41,7 @@ SHAPES = {
 }
 VISION = {"ViT-Ti": "vit_tiny_patch16_224", "ViT-B": "vit_base_patch16_224", "ViT-L": "vit_large_patch16_224"}
 DEVICE = os.environ.get("ICSSL_DEVICE", "cpu")
-THREADS = int(os.environ.get("OMP_NUM_THREADS", all_cores()))
+THREADS = int(os.environ.get("OMP_NUM_THREADS", cpu_count()))
 TITLES, CLASSES, TOKENS = 5000 if DEVICE == "cpu" else 20000, 100, 32
 WARM = 2 if DEVICE == "cpu" else 8  # the first steps fill caches, and on a GPU some compile
 
@@ -303,7 +303,7 @@ def picture_loop(
 
     model = nn.ModuleList([text, vision]).train().to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    workers = {"num_workers": all_cores() - 1, "pin_memory": True} if DEVICE == "cuda" else {}
+    workers = {"num_workers": cpu_count() - 1, "pin_memory": True} if DEVICE == "cuda" else {}
     rows = list(enumerate(titles().title))
     loader = DataLoader(rows, batch, True, collate_fn=collate, drop_last=True, **workers)
 

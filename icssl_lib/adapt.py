@@ -4,9 +4,11 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -78,7 +80,7 @@ class ImageSource:
     """Pictures of store rows as a batch on the device: pixels, or the features of a frozen tower, computed once."""
 
     def __init__(self, catalogue: Catalogue, vision: VisionTower, accelerator: Accelerator) -> None:
-        self.source, self.device = catalogue.images, accelerator.device
+        self.source, self.device = catalogue.checked_images(), accelerator.device
         if vision.frozen:
             self.source = picture_features(catalogue, vision, accelerator).to(self.device)
         elif self.device.type == "cuda" and 2 * self.source.nbytes < torch.cuda.mem_get_info(self.device)[0]:
@@ -97,15 +99,18 @@ def picture_features(catalogue: Catalogue, vision: VisionTower, accelerator: Acc
     key = hashlib.sha256(f"{vision.size} {accelerator.mixed_precision} {catalogue.split_hash}".encode())
     for weight in vision.backbone.state_dict().values():
         key.update(weight.cpu().contiguous().numpy().tobytes())
-    path = catalogue.folder / f"images.npy.{key.hexdigest()[:16]}.npy"
+    path = catalogue.folder / f"images.npy.{key.hexdigest()[:16]}.npz"
     with locked(path.with_suffix(".lock")):  # jobs that ask at the same time wait for the first
-        if not path.is_file():
-            vision.eval()
-            parts = np.array_split(catalogue.images, max(1, len(catalogue.images) // 64))
-            pixels = (torch.tensor(part, device=accelerator.device) for part in tqdm(parts, desc="features"))
-            with accelerator.autocast(), written_whole(path) as partial, partial.open("wb") as file:
-                np.save(file, torch.cat([vision.embed(part).float().cpu() for part in pixels]).numpy())
-    return torch.from_numpy(np.load(path))
+        with suppress(OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged, which a zip file's CRC tells
+            return torch.from_numpy(np.load(path)["features"])
+        vision.eval()
+        images = catalogue.checked_images()
+        parts = np.array_split(images, max(1, len(images) // 64))
+        pixels = (torch.tensor(part, device=accelerator.device) for part in tqdm(parts, desc="features"))
+        with accelerator.autocast(), written_whole(path) as partial, partial.open("wb") as file:
+            features = torch.cat([vision.embed(part).float().cpu() for part in pixels])
+            np.savez(file, features=features.numpy())
+    return features
 
 
 def pair_batches(

@@ -17,6 +17,7 @@ from icssl_lib.adapt import picture_features
 from icssl_lib.encoders import VisionTower, embed_titles, load_text, load_vision
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
+from icssl_lib.files import verify
 from icssl_lib.finetune import Read, Task
 from icssl_lib.lexical import KINDS, regression
 
@@ -62,6 +63,7 @@ def picture(task: Task, train: pd.DataFrame, shuffled: bool = False) -> Features
     accelerator = make_accelerator(task.study.runtime)
     tower = VisionTower(load_vision(task.start.vision), 1, 0, frozen=True, size=task.start.vision.image_size)
     if task.start.towers:  # those of an adaptation
+        verify(task.start.towers.parent)
         adapted = {name.removeprefix("vision."): w for name, w in load_file(task.start.towers).items()}
         tower.load_state_dict(adapted, strict=False)
     known = normalize(picture_features(task.catalogue, tower.to(accelerator.device), accelerator).numpy())

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from icssl_lib.config import SourceConfig
-from icssl_lib.files import written_whole
+from icssl_lib.files import damaged, seal, verify, written_whole
 from icssl_lib.images import write_store
 from icssl_lib.sources.raw import CatalogueError, RawCatalogue, Report, unescaped
 
@@ -43,6 +43,12 @@ class Catalogue:
             raise ValueError(f"part {part!r}: one of {', '.join(PARTS)}")
         self.handed[part] += 1
         return self.products[self.products["part"] == part].reset_index(drop=True)
+
+    def checked_images(self) -> np.ndarray:
+        """``images``, compared with their checksum once. Raises: CatalogueError: not as they were written."""
+        if "images" not in self.memory and (path := damaged(self.folder, "images.npy")):
+            raise CatalogueError(f"{path} is not as it was written; without its folder `make study` makes it again")
+        return self.memory.setdefault("images", self.images)
 
     @cached_property
     def label_counts(self) -> pd.Series:
@@ -172,6 +178,7 @@ def save(name: str, products: pd.DataFrame, report: pd.DataFrame, folder: Path) 
     meta = {"name": name, "split_hash": split_hash(products), "pictures": pictures}
     products.to_parquet(folder / "products.parquet", index=False)
     report.to_csv(folder / "report.csv", index=False)
+    seal(folder, "products.parquet", "report.csv", "images.npy")
     with written_whole(folder / "catalogue.json") as path:
         path.write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -180,12 +187,13 @@ def open_catalogue(folder: Path) -> Catalogue:
     """Open what `ingest` or `save` stored. Raises: CatalogueError: absent, incomplete or damaged."""
     try:
         meta = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
+        verify(folder, "products.parquet", "report.csv")
         products = pd.read_parquet(folder / "products.parquet")
         images = np.load(folder / "images.npy", "r") if meta["pictures"] else None
         report = pd.read_csv(folder / "report.csv", keep_default_na=False)
         if split_hash(products) != meta["split_hash"] or (images is not None and len(images) != meta["pictures"]):
             raise ValueError("products, pictures and catalogue.json do not match")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError) as error:
         raise CatalogueError(f"{folder}: no whole catalogue ({error}); `make study` makes it") from None
     return Catalogue(meta["name"], products, images, report, meta["split_hash"], folder)
 

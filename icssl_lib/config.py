@@ -145,9 +145,7 @@ class FinetuneConfig(Strict):
     noise_towards: Literal["any", "similar"] = "any"  # "similar": a class that TF-IDF confuses with the right one
     imbalance: Literal["none", "logit_adjusted", "class_balanced"] = "none"
     label_names: bool = False  # True: each label's name is one more title of its own
-    head: Literal["first", "pooled"] = (
-        "first"  # transformers' own, or a layer on what adaptation pools, begun as a probe
-    )
+    head: Literal["first", "pooled"] = "first"  # transformers' own; pooled: a layer on the mean, begun as a probe
     features: tuple[Literal["words", "ngrams", "title"], ...] = ()  # logistic regression on these, not fine-tuning
     fractions: Annotated[list[Fraction], Field(min_length=1)] = list(FRACTIONS)
     keep_classifiers: list[Fraction] = [1.0]  # fractions whose weights are saved
@@ -284,9 +282,8 @@ def load_config(path: str | Path) -> Study:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        if (
-            len(text) > 200_000 or len(re.findall(r"(?<!\S)\*\w|[\[{,:]\*\w", text)) > 30
-        ):  # of aliases a few lines are a million
+        aliases = re.findall(r"(?<!\S)\*\w|[\[{,:]\*\w", text)  # of which a few lines are a million
+        if len(text) > 200_000 or len(aliases) > 30:
             raise ConfigError("a study has at most 200,000 characters and 30 aliases")
         return Study.model_validate(_absolute(yaml.load(text, _Loader), path.parent))
     except FileNotFoundError:

@@ -16,11 +16,11 @@ from subprocess import Popen, TimeoutExpired
 from typing import IO, Any
 
 import psutil
+from joblib import cpu_count
 from tqdm import tqdm
 
 from icssl_lib.config import ConfigError, Study, nearest
 from icssl_lib.files import locked, written_whole
-from icssl_lib.images import all_cores
 from icssl_lib.methods import METHODS, adapted_by, entry_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,8 +131,8 @@ def start(config: Path, study: Study, out: Path, cores: int | None, profile: Pat
         return Popen(command, env=environment, stdout=log, stderr=log, pass_fds=heirs)
 
 
-def follow(process: Popen, log: IO[str], label: str) -> tuple[int, list[str]]:
-    """Show Snakemake's progress, with time left, until it ends: jobs done, logs of failed jobs.
+def follow(process: Popen, log: IO[str], label: str) -> tuple[int, list[str], str]:
+    """Show Snakemake's progress, with time left, until it ends: jobs done, logs of failed jobs, what it said last.
     ``log`` is a file: on a pipe whose reader is killed, Snakemake would break before it cancels jobs."""
     text, jobs, ended = "", 0, False
     with tqdm(desc=label, unit="job", smoothing=0.1, mininterval=1) as bar:
@@ -146,14 +146,14 @@ def follow(process: Popen, log: IO[str], label: str) -> tuple[int, list[str]]:
                 jobs, bar.total = int(done), int(total)
                 bar.update(jobs - bar.n)
     failed = re.findall(r"^Error in rule .*\n(?:\s.*\n)*?\s+log: ([^\s,]+)", text, re.MULTILINE)
-    return jobs, failed
+    return jobs, failed, " ".join(text.rpartition("\n\n")[2].split())
 
 
 def run(config: Path, study: Study, out: Path, cores: int | None, profile: Path | None) -> dict[str, Any]:
     """Run or finish the study of a configuration, at most ``cores`` jobs at a time (None: one per core of this machine,
     or as the Snakemake profile in the folder ``profile`` says). Returns: seconds, jobs, cores, largest_process_gb,
     machine. Here they are kept in wall.json. Raises: ConfigError; RunError: one runs there already, or jobs failed."""
-    cores = cores or (None if profile else all_cores())
+    cores = cores or (None if profile else cpu_count())
     begun, log, kept = time.perf_counter(), out / "study.log", out / "wall.json"
     out.mkdir(parents=True, exist_ok=True)
     log.touch()
@@ -165,13 +165,14 @@ def run(config: Path, study: Study, out: Path, cores: int | None, profile: Path 
         reader = stack.enter_context(log.open(errors="replace"))
         reader.seek(0, os.SEEK_END)
         process = stack.enter_context(start(config, study, out, cores, profile, lock))
-        jobs, failures = follow(process, reader, study.study)
+        jobs, failures, last = follow(process, reader, study.study)
     if process.returncode != 0:
         for path in failures:
             lines = (out / path).read_text(errors="replace").splitlines() if (out / path).is_file() else []
             print(f"{path}: " + " ".join(lines[-1:]), file=sys.stderr)
         logs = f"the whole log is {log}" + (f", the jobs' are in {out}/.snakemake" if profile else "")
-        raise RunError(f"{len(failures)} jobs failed; {logs}. Once mended, the same command resumes")
+        what = f"{len(failures)} jobs failed" if failures else f"Snakemake: {last[:1000]}"
+        raise RunError(f"{what}; {logs}. Once mended, the same command resumes")
     wall = {"seconds": round(time.perf_counter() - begun, 1), "jobs": jobs, "cores": cores}
     wall["largest_process_gb"] = round(getrusage(RUSAGE_CHILDREN).ru_maxrss / 1e6, 2)  # kB on Linux
     wall["machine"] = json.loads(next((out / "records").rglob("*.json")).read_text())["machine"]

@@ -1,7 +1,6 @@
 """A text-only classifier at work: served from its folder, and exported to ONNX.
 
-What takes seconds to import (torch, transformers, scikit-learn) is imported in functions: an ONNX file needs none.
-"""
+What takes seconds to import (torch, transformers, scikit-learn) is imported in functions: an ONNX file needs none."""
 
 import json
 import warnings

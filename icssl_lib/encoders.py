@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from icssl_lib.config import TextConfig, VisionConfig, nearest
-from icssl_lib.files import folder_written_whole
+from icssl_lib.files import folder_written_whole, verify
 
 # Tensors by name: input_ids and attention_mask (N, T). To adapt also images uint8 (N, S, S, 3), or features (N, F) of a
 # frozen tower, and groups (N,), equal for equal titles; to classify target, (N,) or (N, C), and weight.
@@ -136,6 +136,7 @@ def load_text(model: str, max_tokens: int = 0):
     if a_path and not Path(model, "config.json").is_file():
         raise ModelError(f"text.model: {model} holds no config.json; name a folder with a model and its tokenizer")
     with explained(f"text.model: cannot load '{model}'"):
+        verify(Path(model))
         options = {"dtype": torch.float32, "output_loading_info": True}
         backbone, found = AutoModel.from_pretrained(model, trust_remote_code=False, **options)  # False: nobody is asked
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -191,6 +192,7 @@ def load_vision(config: VisionConfig) -> nn.Module:
         raise ModelError(f"vision.model: timm has no '{config.model}'; {nearest(config.model, timm.list_models())}")
     options = {"num_classes": 0, "pretrained": not config.random}
     with explained(f"vision.model: cannot load weights of '{config.model}'"):
+        verify(Path(config.model.removeprefix("local-dir:")))
         if config.checkpoint is not None and not config.random:
             with explained(f"vision.checkpoint: {config.checkpoint}", "; only .safetensors files are read"):
                 weights = load_file(config.checkpoint)

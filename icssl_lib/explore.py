@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from icssl_lib.adapt import load_towers
-from icssl_lib.catalogue import head_tail, open_catalogue
+from icssl_lib.catalogue import Catalogue, head_tail, open_catalogue
 from icssl_lib.config import Run, Study, TextConfig
 from icssl_lib.encoders import embed_titles, load_text, nearest_rows
 from icssl_lib.images import ImageError, decode, read_bytes
@@ -109,13 +109,13 @@ def open_run(study: Study, out: Path, dataset: str, methods: Sequence[str], seed
             table = table[table["fraction"] == table["fraction"].max()].set_index("id")["predicted"]
             view.predicted = table.reindex(products["id"]).to_numpy(dtype=object)
         if METHODS[method].pictures != "none" and images is not None:
-            view.share = cache(partial(_share, partial(load_towers, study, method, folders[method]), images, at))
+            view.share = cache(partial(_share, partial(load_towers, study, method, folders[method]), catalogue, at))
     return space
 
 
-def _share(load: Callable, images: np.ndarray, at: np.ndarray) -> tuple[Callable, torch.Tensor]:
+def _share(load: Callable, catalogue: Catalogue, at: np.ndarray) -> tuple[Callable, torch.Tensor]:
     """As `View.share`, by the towers that adaptation left."""
-    towers = load()[0].requires_grad_(False)
+    towers, images = load()[0].requires_grad_(False), catalogue.checked_images()
     pieces = (torch.from_numpy(images[piece]) for piece in np.split(at.clip(0), range(64, len(at), 64)))
     pictures = torch.cat([towers.vision.projection(towers.vision.embed(piece)) for piece in pieces])
     return towers.text.projection, pictures
@@ -136,8 +136,7 @@ HELP = [
 
 def linked_maps(space: Exploration, most: int = 5000) -> alt.VConcatChart:
     """The same products on a map per view, linked; a slider leads the last from the first view to its own.
-    ``chart.save(path, inline=True)`` makes a page. Of more than ``most`` products a seeded sample, stratified by label.
-    """
+    ``chart.save(path, inline=True)`` makes a page. Of more than ``most`` products a sample, stratified by label."""
     titles, last = list(map(method_name, space.views)), len(space.views) - 1
     table = _drawn(space, most)
     groups = _groups(table, titles)

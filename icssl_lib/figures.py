@@ -75,8 +75,7 @@ def label_efficiency(efficiency: pd.DataFrame) -> Figure:
 
 def _curves(table: pd.DataFrame, bars: bool = False) -> Figure:
     """Lines of value against the fraction of Train, low and high as a band or as error bars (``bars``). A column of
-    panels for each dataset; a row for each of column row, the label of its axis, and six methods, the baseline in each.
-    """
+    panels for each dataset; a row for each of column row, the label of its axis, and six methods and the baseline."""
     methods, datasets, labels, fractions = (table[c].unique() for c in ("method", "dataset", "row", "fraction"))
     others = [method for method in methods if method != BASELINE]
     blocks = [others[i : i + 6] for i in range(0, len(others) or 1, 6)]

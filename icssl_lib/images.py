@@ -1,7 +1,6 @@
 """Decoding of pictures, any of which is taken for hostile, and a file that holds each one decoded once."""
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm.auto import tqdm
 
@@ -115,7 +115,7 @@ def write_store(
     header = {"descr": "|u1", "fortran_order": False, "shape": (0, size, size, 3)}
     chunks = tqdm(range(0, len(references), CHUNK), "pictures", unit=f" x {CHUNK}", disable=not progress)
     # Appended to rather than mapped: on a full disk a write raises OSError, where a mapped page would kill the process.
-    with written_whole(path) as partial, partial.open("wb") as file, ThreadPoolExecutor(all_cores()) as pool:
+    with written_whole(path) as partial, partial.open("wb") as file, ThreadPoolExecutor(cpu_count()) as pool:
         np.lib.format.write_array_header_1_0(file, header)
         for start in chunks:
             for i, pixels in enumerate(pool.map(load, references[start : start + CHUNK]), start):
@@ -128,8 +128,3 @@ def write_store(
         header["shape"] = (len(references) - len(errors), size, size, 3)
         np.lib.format.write_array_header_1_0(file, header)
     return rows, errors
-
-
-def all_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

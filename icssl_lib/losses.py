@@ -49,8 +49,7 @@ def simcse(first: Tensor, second: Tensor, temperature: float, **form: bool | Ten
     .. math:: \ell_i = -\log \frac{\exp(s(t_i, t_i^+)/\tau)}{\sum_{j \neq i} \exp(s(t_i, t_j)/\tau)}
 
     As printed, the negatives :math:`t_j` are of the *first* pass, the positive of the second; in the standard form
-    (``positive_in_denominator``) all keys are of the second, as in Gao et al. The rest, and ``form``: see `info_nce`.
-    """
+    (``positive_in_denominator``) all keys are of the second, as in Gao et al. The rest, ``form``: see `info_nce`."""
     negatives = second if form.get("positive_in_denominator") else first
     return info_nce(first, second, temperature, negatives=negatives, **form)
 

@@ -1,7 +1,6 @@
 """The study's methods as data: one entry here, and one function for its loss, add a method.
 
-Free of torch at import, which saves the DAG and the figures some seconds; so a loss imports `losses` itself.
-"""
+Free of torch at import, which saves the DAG and the figures some seconds; so a loss imports `losses` itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +83,9 @@ class Method:
 _WORDS = ("words", "ngrams")
 _NGRAMS, _PROBE, _BOTH = ({"classifier": "frozen", "features": f} for f in (_WORDS, ("title",), (*_WORDS, "title")))
 _TAUGHT = {**_BOTH, "classifier": "self_taught", "encoder": "convirt", "names": True}
+_SEEING = {"features": (*_WORDS, "title", "picture")}
 _RECOMMENDED = {"classifier": "recommended", "names": True}
+_SHUFFLED = {"encoder": "convirt_shuffled", "features": ("picture_shuffled",)}
 
 METHODS: dict[str, Method] = {
     "origin": Method("BERT (origin)"),
@@ -102,21 +103,14 @@ METHODS: dict[str, Method] = {
     "probe_convirt_names": Method("Frozen ConVIRT, names", encoder="convirt", names=True, **_PROBE),
     "probe_ngrams": Method("Frozen ConVIRT + TF-IDF, names", encoder="convirt", names=True, **_BOTH),
     "taught": Method("Frozen ConVIRT + TF-IDF, names, self-taught", **_TAUGHT),
-    "taught_picture": Method(
-        "Self-taught, + picture at inference", **_TAUGHT | {"features": (*_WORDS, "title", "picture")}
-    ),
+    "taught_picture": Method("Self-taught, + picture at inference", **_TAUGHT | _SEEING),
     "mlm": Method("Masked LM", mlm, words=True),
     "image": Method("Picture alone", classifier="frozen", features=("picture",)),
     "labelled": Method("Ceiling: the class has a label", classifier="labelled"),
     "oracle": Method("Ceiling: title oracle", classifier="oracle", features=_WORDS),
     "convirt_sigmoid": Method("ConVIRT, sigmoid loss", convirt_sigmoid, pictures="own", scaled=True),
     "recommended": Method("Recommended", encoder="convirt", features=("picture",), **_RECOMMENDED),
-    "recommended_shuffled": Method(
-        "Recommended, shuffled pairs (control)",
-        encoder="convirt_shuffled",
-        features=("picture_shuffled",),
-        **_RECOMMENDED,
-    ),
+    "recommended_shuffled": Method("Recommended, shuffled pairs (control)", **_RECOMMENDED | _SHUFFLED),
     "recommended_origin": Method("Recommended, without pictures", **_RECOMMENDED),
     "mlm_simcse": Method("Masked LM, then SimCSE", simcse, after="mlm"),  # Gururangan et al. (2020): TAPT
 }

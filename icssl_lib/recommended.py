@@ -12,6 +12,7 @@ from torch import nn
 
 from icssl_lib.baselines import FEATURES, Features, Frozen, encoder_of, taught, title
 from icssl_lib.encoders import Normalize, TextTower, save_pretrained
+from icssl_lib.files import seal
 from icssl_lib.finetune import Task, accuracy, named_classes
 from icssl_lib.lexical import Lexical
 
@@ -50,6 +51,7 @@ class Recommended:
         tokenizer.model_max_length = self.task.study.text.max_tokens
         save_pretrained(backbone, tokenizer, folder, tower.pooling, tower.projection)
         self.read.features[0].save(self.read.weight[:, : features - width], folder)
+        seal(folder)
 
 
 def recommended(task: Task, train: pd.DataFrame, features: tuple[str, ...] = ()) -> Recommended:

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 from transformers.modeling_outputs import BaseModelOutput
 
 from icssl_lib.encoders import ModelError, explained
@@ -48,15 +48,6 @@ def balanced(target: Tensor, generator: torch.Generator) -> Tensor:
     return torch.multinomial(weight, len(target), True, generator=generator)
 
 
-def hide_words(ids: Tensor, words: Tensor, mask_id: int, vocabulary: int, share: float = 0.15) -> tuple[Tensor, Tensor]:
-    """Draw a ``share`` of the words: 80% of them become the mask, 10% any id below ``vocabulary``, 10% stay (Devlin et
-    al., 2019). words: bool (N, T). Returns: ids to read, and the words chosen, (N, T) each."""
-    chosen, fate = (torch.rand(ids.shape, device=ids.device) for _ in range(2))
-    chosen = words & (chosen < share)
-    read = torch.where(chosen & (fate < 0.8), mask_id, ids)
-    return torch.where(chosen & (fate >= 0.9), torch.randint_like(ids, vocabulary), read), chosen
-
-
 class _HandsOn(nn.Module):
     """In the place of a transformers encoder: its hidden states are those that it is given."""
 
@@ -74,14 +65,14 @@ class MaskedWords(nn.Module):
         setattr(head, head.base_model_prefix, encoder)
         head.tie_weights()
         setattr(head, head.base_model_prefix, _HandsOn())
-        self.head, self._encoder, self.mask_id = head, [encoder], tokenizer.mask_token_id
-        self.vocabulary = min(len(tokenizer), head.config.vocab_size)
+        self.head, self._encoder, self.hide = head, [encoder], DataCollatorForLanguageModeling(tokenizer)
         self.register_buffer("special", torch.tensor(tokenizer.all_special_ids), persistent=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         words = attention_mask.bool() & ~torch.isin(input_ids, self.special)
-        read, chosen = hide_words(input_ids, words, self.mask_id, self.vocabulary)
-        hidden = self._encoder[0](input_ids=read, attention_mask=attention_mask).last_hidden_state
+        read, labels = self.hide.torch_mask_tokens(input_ids.cpu().clone(), ~words.cpu())
+        chosen = (labels != -100).to(words.device)
+        hidden = self._encoder[0](input_ids=read.to(words.device), attention_mask=attention_mask).last_hidden_state
         logits = self.head(inputs_embeds=hidden[chosen][None]).logits[0]  # of hidden words alone: (M, vocabulary)
         each = nn.functional.cross_entropy(logits.float(), input_ids[chosen], reduction="none")  # (M,)
         nats = each.new_zeros(len(input_ids)).index_add(0, chosen.nonzero()[:, 0], each)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from joblib import cpu_count
 
 from icssl_lib import dag
 from icssl_lib.config import ConfigError, Run, Study, load_config, nearest
 from icssl_lib.dag import RunError
 from icssl_lib.files import written_whole
-from icssl_lib.images import all_cores
 
 RESULTS = ["dataset", "method", "fraction", "seed", "n_train", "accuracy", "macro_f1", "head_macro_f1", "tail_macro_f1"]
 RESULTS += ["split_hash", "seconds"]
@@ -58,31 +58,38 @@ def machine() -> dict[str, Any]:
 
 
 def save_record(run: Run, study: Study, out: Path, found: dict[str, Any], predictions: pd.DataFrame) -> None:
-    """Write the predictions of a run (parquet), then its record (JSON): what was found, and settings, hardware and
-    software."""
+    """Write the predictions of a run (parquet), then its record (JSON): what was found, settings, machine, checksum."""
     table, record = path_of(out, "predictions", run), path_of(out, "records", run)
     for path in (table, record):
         path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(table.with_suffix(".parquet")) as part:
-        predictions.to_parquet(part, index=False)
+        predictions.to_parquet(part, index=False, write_page_checksum=True)
     sections = {"text", "vision", "adapt", "finetune", "runtime"}
     settings = study.of(run.method).model_dump(mode="json", include=sections)
+    content = asdict(run) | found | {"settings": settings, "machine": machine()}
     with written_whole(record.with_suffix(".json")) as part:
-        part.write_text(json.dumps(asdict(run) | found | {"settings": settings, "machine": machine()}, indent=1))
+        part.write_text(json.dumps(content | {"checksum": digest(content)}, indent=1))
 
 
 def collect(study: Study, out: Path) -> pd.DataFrame:
-    """All records of the study as results.csv, in the order of the configuration. Raises: RunError: one is missing."""
-    rows = []
+    """All records of the study as results.csv, in the order of the configuration, written unless it says so already.
+    Raises: FileNotFoundError: one is missing. RunError: one is not as it was written."""
+    rows, table = [], out / "results.csv"
     for run in (Run(d, m, k) for d in study.datasets for m in study.methods for k in study.seeds):
         path = path_of(out, "records", run).with_suffix(".json")
         if not path.is_file():
-            raise RunError(f"{path}: no such record; run notebook 03 for it, or `make study`")
-        record = json.loads(path.read_text())
+            raise FileNotFoundError(f"{path}: no such record; run notebook 03 for it, or `make study`")
+        record = {"checksum": "no JSON"}
+        with contextlib.suppress(ValueError):
+            record = json.loads(path.read_text("utf-8", "replace"))
+        if record.pop("checksum", None) not in (None, digest(record)):  # None: of an earlier edition
+            raise RunError(f"{path}: not as it was written; delete it, then `make study` makes it again")
         rows += [scores | {"split_hash": record["split_hash"]} for scores in record["fractions"]]
     results = pd.DataFrame(rows)[RESULTS]
-    with written_whole(out / "results.csv") as part:
-        results.to_csv(part, index=False, float_format="%.6f")
+    text = results.to_csv(index=False, float_format="%.6f").encode()
+    if not table.is_file() or table.read_bytes() != text:
+        with written_whole(table) as part:
+            part.write_bytes(text)
     return results
 
 
@@ -171,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.path.append(str(dag.ROOT / "benchmarks"))  # it measures
             import plan  # with torch, seconds that no other command needs
 
-            print(plan.show(plan.plan(study, out, options.cores or all_cores())))
+            print(plan.show(plan.plan(study, out, options.cores or cpu_count())))
         elif options.command == "fetch":
             fetch_datasets(study, out, options.dataset)
         else:

@@ -20,7 +20,7 @@ from icssl_lib.catalogue import Catalogue
 from icssl_lib.classify import classify
 from icssl_lib.config import Run, Study
 from icssl_lib.fast.processes import precision_here
-from icssl_lib.files import folder_written_whole
+from icssl_lib.files import damaged, folder_written_whole
 from icssl_lib.finetune import Start
 from icssl_lib.methods import adapted_by, entry_of
 from icssl_lib.runs import digest, path_of, resolved, save_record
@@ -42,13 +42,13 @@ def start_of(run: Run, study: Study, out: Path) -> Start:
 def piece_of(run: Run, fraction: float | None, start: Start, catalogue: Catalogue, study: Study, out: Path) -> Path:
     """The folder of a finished piece: an encoder (``fraction`` is None), or a classifier on that fraction of Train.
 
-    Its name holds a hash of all that the piece depends on: settings, data, and when each file that it is made from was
-    written."""
+    Its name holds a hash of all it depends on: settings, data, and when each file that it is made from was written."""
     own = study.of(run.method)
     name, stage = ("encoder", "adapt") if fraction is None else (f"f{100 * fraction:03g}", "finetune")  # f005, f100
     settings = own.model_dump(mode="json", include={"text", "vision", "runtime", stage})
     if fraction is not None:
-        settings[stage] |= {"fractions": None, "keep_classifiers": fraction in own.finetune.keep_classifiers}
+        kept = fraction in own.finetune.keep_classifiers and "here"
+        settings[stage] |= {"fractions": None, "keep_classifiers": kept}
     models = start.encoder, start.vision.model.removeprefix("local-dir:")
     files = [catalogue.folder / "catalogue.json", *(Path(model, "model.safetensors") for model in models)]
     made = [path.stat().st_mtime_ns if path.is_file() else None for path in files]  # None: a model of a hub
@@ -80,7 +80,7 @@ def adapt_seeds(
             own = own.starting_from(path_of(out, "encoders", replace(run, method=after)))
         start = Start(own.of(method).text.model, own.of(method).vision)
         piece = pieces[run] = piece_of(run, None, start, catalogue, study, out)
-        if not piece.is_dir():
+        if not piece.is_dir() or damaged(piece):
             with finishing(piece) as (folder, state):
                 save(adapt(run, catalogue, own, state), folder)
     for run, piece in pieces.items():  # at the end: when a job fails, Snakemake removes what it was to leave
@@ -115,7 +115,7 @@ def classify_seeds(
             start, pieces = start_of(run, study, out), []
             for fraction in fractions:
                 pieces.append(piece_of(run, fraction, start, catalogue, study, out))
-                if not pieces[-1].is_dir():
+                if not pieces[-1].is_dir() or damaged(pieces[-1]):
                     with finishing(pieces[-1]) as (folder, state):
                         _classify(run, fraction, start, catalogue, study, out, folder, state)
                 bar.update()
@@ -131,10 +131,9 @@ def classify_seeds(
 def _classify(
     run: Run, fraction: float, start: Start, catalogue: Catalogue, study: Study, out: Path, folder: Path, state: Path
 ) -> None:
-    """Train one classifier, and leave its reading of Test in ``folder``: scores.json, predictions.parquet."""
-    keep, begun = None, time.perf_counter()
-    if fraction in study.of(run.method).finetune.keep_classifiers:
-        keep = path_of(out, "classifiers", run) / f"f{100 * fraction:03g}"
+    """Train one classifier, and leave in ``folder`` scores.json, predictions.parquet and, if it is to stay, itself."""
+    kept, begun = fraction in study.of(run.method).finetune.keep_classifiers, time.perf_counter()
+    keep = folder / "classifier" if kept else None
     read = classify(run, fraction, catalogue, resolved(study, out), start, keep, state)
     keys = {"dataset": run.dataset, "method": run.method, "fraction": fraction, "seed": run.seed}
     row = keys | read.scores(catalogue) | {"seconds": round(time.perf_counter() - begun, 2)}

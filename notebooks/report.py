@@ -1,6 +1,7 @@
 """What a run folder holds, as tables; and the report, `report/index.html`: the executed notebooks, readable offline."""
 
 import base64
+import shutil
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from icssl_lib import metrics
 from icssl_lib.catalogue import Catalogue, head_tail, open_catalogue
 from icssl_lib.config import Run, Study, load_config
-from icssl_lib.dag import exit_with_study
+from icssl_lib.dag import ROOT, exit_with_study
 from icssl_lib.files import written_whole
 from icssl_lib.runs import RunError, path_of
 
@@ -40,7 +41,8 @@ def read_predictions(out: Path, results: pd.DataFrame) -> pd.DataFrame:
     """The predictions behind ``results``: dataset, method, fraction, seed, id, label, predicted, confidence."""
     runs = results[["dataset", "method", "seed"]].drop_duplicates().itertuples(index=False)
     paths = [path_of(out, "predictions", Run(*run)).with_suffix(".parquet") for run in runs]
-    return pd.concat([pd.read_parquet(there(path)) for path in paths], ignore_index=True)
+    tables = (pd.read_parquet(there(path), page_checksum_verification=True) for path in paths)
+    return pd.concat(tables, ignore_index=True)
 
 
 def class_sizes(catalogues: Sequence[Catalogue]) -> pd.DataFrame:
@@ -95,8 +97,34 @@ def convert(notebook: Path) -> Path:
     return page
 
 
+def retire(study: Study, out: Path) -> None:
+    """Move executed notebooks and classifiers of settings that the study has no more to ``out/earlier``."""
+    seeds = [f"-seed{k}" for k in study.seeds] if study.runtime.job_per == "seed" else [""]
+    jobs = [f"{d}-{m}{seed}" for d in study.datasets for m in study.methods for seed in seeds]
+    about = {"cost": "06_cost", "beyond": "07_beyond", "ablations": "08_ablations", "law": "09_law"}
+    names = ["04_table2", "05_figure5", *(about[name] for name in study.notebooks)]
+    names += [f"{n}-{d}" for n in ("01_catalogue", "explore_embeddings") for d in study.datasets]
+    names += [f"{n}-{job}" for n in ("02_adapt", "03_finetune") for job in jobs]
+    names += [f"00_pretrain-{tower}" for tower in ("text", "vision")]
+    kept = {
+        out / "classifiers" / dataset / method / f"seed{seed}" / f"f{100 * fraction:03g}"
+        for dataset in study.datasets for method in study.methods for seed in study.seeds
+        for fraction in study.of(method).finetune.keep_classifiers
+    }  # fmt: skip
+    ours = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}  # another may be a person's own
+    stems = {path: path.name.split(".")[0] for path in (out / "notebooks").iterdir()}
+    stale = [path for path, stem in stems.items() if stem not in names and stem.split("-")[0] in ours]
+    stale += [path for path in out.glob("classifiers/*/*/*/*") if path not in kept]
+    for path in stale:
+        target = out / "earlier" / path.relative_to(out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier move
+        shutil.move(path, target)
+
+
 def build(study: Study, out: Path) -> Path:
     """Write each executed notebook as a page, and `report/index.html`, which leads to them. Raises: RunError."""
+    retire(study, out)
     for needed in ("figures/figure5.svg", "notebooks/04_table2.ipynb", "notebooks/05_figure5.ipynb"):
         there(out / needed)
     results, notebooks = read_results(out), sorted((out / "notebooks").glob("*.ipynb"))

@@ -10,6 +10,7 @@ import torch
 import toys
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
+from toys import flip
 
 from icssl_lib import adapt as stage
 from icssl_lib.adapt import adapt, build, build_vision, load_towers, save, ssl_pairs
@@ -197,6 +198,9 @@ def test_features_of_a_frozen_tower_are_those_of_its_pixels(toy, tiny_text, tiny
     vision, rows = build_vision(study), np.array([7, 0, 99])
     features = stage.ImageSource(toy, vision, make_accelerator(study.runtime))[rows]
     torch.testing.assert_close(features, vision.embed(torch.tensor(toy.images[rows])), rtol=1e-4, atol=1e-5)
+    for kept in toy.folder.glob("images.npy.*.npz"):
+        flip(kept)  # damaged, they are computed again
+    assert torch.equal(stage.ImageSource(toy, vision, make_accelerator(study.runtime))[rows], features)
 
 
 @pytest.mark.parametrize(("method", "frozen", "processes"), [

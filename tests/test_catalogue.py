@@ -13,6 +13,7 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from toys import flip
 
 from icssl_lib.catalogue import (
     PARTS,
@@ -278,7 +279,13 @@ def test_catalogue_is_stored_and_opened(tmp_path):
     frame = write_shop(tmp_path)
     made = run(tmp_path, frame.sample(frac=1, random_state=0))
     catalogue = open_catalogue(tmp_path / "out")
-    assert sorted(contents(tmp_path)) == ["catalogue.json", "images.npy", "products.parquet", "report.csv"]
+    assert sorted(contents(tmp_path)) == [
+        "SHA256SUMS",
+        "catalogue.json",
+        "images.npy",
+        "products.parquet",
+        "report.csv",
+    ]
     table = catalogue.products
     assert table.columns.tolist() == ["id", "title", "label", "image_row", "part"]
     assert table["id"].tolist() == frame["id"].tolist()  # sorted
@@ -308,6 +315,7 @@ def test_labels_are_those_of_train_alone(tmp_path):
     table = catalogue.products
     table.loc[table["part"] != "train", "label"] = "never read"
     table.to_parquet(tmp_path / "out" / "products.parquet")
+    (tmp_path / "out" / "SHA256SUMS").unlink()
     assert open_catalogue(tmp_path / "out").label_counts.equals(catalogue.label_counts)
 
 
@@ -376,6 +384,7 @@ def test_absent_incomplete_and_damaged_catalogues_are_named(tmp_path):
     with pytest.raises(CatalogueError, match=r"no whole catalogue .*catalogue\.json.*make study"):
         open_catalogue(out)
     run(tmp_path, write_shop(tmp_path))
+    (out / "SHA256SUMS").unlink()  # of an earlier edition, or an own one
     for name, data in contents(tmp_path).items():
         (out / name).unlink()
         with pytest.raises(CatalogueError, match=f"no whole catalogue .*{name}"):
@@ -389,6 +398,26 @@ def test_absent_incomplete_and_damaged_catalogues_are_named(tmp_path):
     other["part"] = other["part"].to_numpy()[::-1]
     other.to_parquet(out / "products.parquet")
     with pytest.raises(CatalogueError, match="do not match"):
+        open_catalogue(out)
+
+
+@pytest.mark.filterwarnings("ignore:.* is not as it was written")  # then comes the error
+def test_a_flipped_bit_of_a_catalogue_is_found_when_it_is_read(tmp_path):
+    run(tmp_path, write_shop(tmp_path))
+    out = tmp_path / "out"
+    for name in ("products.parquet", "report.csv"):
+        flip(out / name)
+        with pytest.raises(CatalogueError, match=f"no whole catalogue .*{name} is not as it was written"):
+            open_catalogue(out)
+        flip(out / name)
+    flip(out / "images.npy")
+    catalogue = open_catalogue(out)  # a store of gigabytes is read by those that need all of it
+    with pytest.raises(CatalogueError, match=r"images\.npy is not as it was written; without its folder"):
+        catalogue.checked_images()
+    flip(out / "images.npy")
+    assert (open_catalogue(out).checked_images() == catalogue.images).all()
+    (out / "images.npy").write_bytes(b"")
+    with pytest.raises(CatalogueError, match="no whole catalogue"):
         open_catalogue(out)
 
 

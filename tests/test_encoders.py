@@ -198,10 +198,14 @@ def test_an_encoder_that_would_not_read_titles_is_refused(tiny_text, tmp_path):
     ({"return_dict": False}, "is no encoder of texts: 'tuple' object"),
     ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "custom code"),
 ])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.* is not as it was written")  # then comes the error
 def test_a_folder_that_asks_for_what_is_not_there_is_refused(change, message, tiny_text, tmp_path):
     encoders.save_pretrained(*load_text(str(tiny_text)), tmp_path / "model")
     path = tmp_path / "model/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=r"cannot load '.*config\.json is not as it was written; .* SHA256SUMS if you"):
+        load_text(str(tmp_path / "model"))
+    (tmp_path / "model/SHA256SUMS").unlink()
     with pytest.raises(ModelError, match=f"text.model: .*{message}"):
         load_text(str(tmp_path / "model"))
 

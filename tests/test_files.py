@@ -6,8 +6,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from toys import flip
 
-from icssl_lib.files import folder_written_whole, locked, written_whole
+from icssl_lib.files import folder_written_whole, locked, verify, written_whole
 
 
 def test_a_file_is_replaced_at_once_or_stays(tmp_path):
@@ -27,7 +28,7 @@ def test_a_folder_is_replaced_at_once_or_stays(tmp_path, monkeypatch):
         for text in ("one", "two"):
             with folder_written_whole(path) as part:
                 (part / text).touch()
-            assert os.listdir(path) == [text]
+            assert sorted(os.listdir(path)) == ["SHA256SUMS", text]
 
         def die(source, target, replace=os.replace):
             if source.name == "part":
@@ -38,9 +39,35 @@ def test_a_folder_is_replaced_at_once_or_stays(tmp_path, monkeypatch):
             patch.setattr(os, "replace", die)
             with pytest.raises(KeyboardInterrupt), folder_written_whole(path) as part:
                 (part / "three").touch()
-        assert os.listdir(path) == ["two"]
+        assert sorted(os.listdir(path)) == ["SHA256SUMS", "two"]
     assert sorted(os.listdir(tmp_path)) == ["far", "folder", "link"]
     assert os.listdir(tmp_path / "far") == ["folder"]
+
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+    with folder_written_whole(tmp_path / "folder") as part:
+        (part / "sub").mkdir()
+        for name in ("empty", "a b", "sub/c"):
+            (part / name).write_bytes(b"some bytes" if name != "empty" else b"")
+    check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=tmp_path / "folder", check=False).returncode == 0
+    (tmp_path / "folder/more").touch()  # what came later is nobody's damage
+    verify(tmp_path / "folder")
+    for name in ("a b", "sub/c", "SHA256SUMS"):
+        path = tmp_path / "folder" / name
+        for at in (0, path.stat().st_size // 2, path.stat().st_size - 2):
+            flip(path, at)
+            with (
+                pytest.warns(UserWarning, match="not as it was written"),
+                pytest.raises(ValueError, match="make it anew"),
+            ):
+                verify(tmp_path / "folder")
+            flip(path, at)
+    (tmp_path / "folder/empty").unlink()
+    with pytest.warns(UserWarning, match="empty is not"), pytest.raises(ValueError, match="empty is not"):
+        verify(tmp_path / "folder")
+    verify(tmp_path / "folder", "c")  # which is whole
+    verify(tmp_path / "never sealed")
 
 
 HOLD = "import sys; from pathlib import Path; from icssl_lib.files import locked\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 EXPLORER = {"explore.py", "space.py"}
-LINES, LINES_WITH_EXPLORER, FILE, FUNCTION, LAZY_IMPORTS, LOOP, TESTS = 4600, 5000, 450, 60, 25, 40, 9000
+LINES, LINES_WITH_EXPLORER, FILE, FUNCTION, LAZY_IMPORTS, LOOP, TESTS = 4600, 5000, 450, 60, 25, 40, 9200
 RESULTS = 300  # of docs/results.md
 
 

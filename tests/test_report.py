@@ -68,6 +68,21 @@ def elements(page: Path) -> BeautifulSoup:
     return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
 
 
+def test_what_settings_that_are_gone_have_left_is_moved_away(config, out):
+    study = load_config(config).model_copy(update={"methods": ["origin", "tfidf"]})
+    stale = ["notebooks/03_finetune-beauty-convirt.ipynb", "notebooks/07_beyond.ipynb", "notebooks/07_beyond.html"]
+    stale += [f"classifiers/beauty/{name}/config.json" for name in ("convirt/seed0/f100", "origin/seed0/f050")]
+    stays = ["notebooks/03_finetune-beauty-origin.ipynb", "classifiers/beauty/origin/seed0/f100/config.json"]
+    for _ in range(2):  # and again, when they have come again
+        for name in stale + stays:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            notebook(out / name, "# Old")
+        page = report.build(study, out).read_text(encoding="utf-8")
+        assert all((out / "earlier" / name).is_file() and not (out / name).exists() for name in stale)
+        assert all((out / name).is_file() for name in stays)
+        assert not any(Path(name).stem in page for name in stale[:3])
+
+
 def test_index_shows_table_2_beside_the_papers_and_head_and_tail(config, out):
     page = report.build(load_config(config), out).read_text(encoding="utf-8")
     results = report.read_results(out)

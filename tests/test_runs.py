@@ -14,12 +14,14 @@ import pytest
 import torch
 import toys
 from safetensors.torch import load_file
+from toys import flip
 
 from icssl_lib import dag, runs, stages
 from icssl_lib.config import AdaptConfig, Run, RuntimeConfig, Study, Variant
 from icssl_lib.dag import RunError, own_gpus
+from icssl_lib.encoders import ModelError
 from icssl_lib.notebooks import execute, parameters_of, values_of
-from icssl_lib.runs import collect, digest, path_of, resolved
+from icssl_lib.runs import collect, digest, path_of, resolved, save_record
 from icssl_lib.stages import adapt_seeds, classify_seeds
 
 
@@ -207,6 +209,30 @@ def test_encoders_are_pieces_and_a_new_one_makes_its_classifiers_stale(study, to
     assert trained == ["toy simcse seed 0", "toy simcse seed 0 1.0"]
 
 
+def test_a_damaged_piece_is_made_again_and_a_damaged_encoder_refused(study, toy, trained, tmp_path):
+    few, run = changed(study, fractions=[1.0]), Run("toy", "simcse", 0)
+    adapt_seeds("toy", "simcse", [0, 1], toy, study, tmp_path)
+    weights = path_of(tmp_path, "encoders", run) / "model.safetensors"
+    whole = weights.read_bytes()
+    flip(weights)  # and with it the piece, of which it is a link
+    damage = r"model\.safetensors is not as it was written"
+    with pytest.warns(UserWarning, match=damage), pytest.raises(ModelError, match=damage):
+        classify_seeds("toy", "simcse", [0], toy, few, tmp_path)
+    trained.clear()
+    with pytest.warns(UserWarning, match=damage):
+        adapt_seeds("toy", "simcse", [0, 1], toy, study, tmp_path)
+    assert trained == ["toy simcse seed 0"]
+    assert weights.read_bytes() == whole
+    scores, _ = classify_seeds("toy", "simcse", [0], toy, few, tmp_path)
+    (piece,) = path_of(tmp_path, "pieces", run).glob("f100-*")
+    flip(piece / "scores.json")
+    trained.clear()
+    with pytest.warns(UserWarning, match=r"scores\.json is not as it was written"):
+        found, _ = classify_seeds("toy", "simcse", [0], toy, few, tmp_path)
+    assert trained == ["toy simcse seed 0 1.0"]
+    pd.testing.assert_frame_equal(found.drop(columns="seconds"), scores.drop(columns="seconds"))
+
+
 def test_adaptation_starts_from_the_encoder_of_the_method_before_it(study, toy, trained, tmp_path):
     """Bit for bit: a learning rate of 1e-30 changes no weight, so that where it started from is what it leaves."""
     study = study.model_copy(update={"variants": {"still": Variant(of="mlm_simcse", adapt={"lr": 1e-30})}})
@@ -259,8 +285,32 @@ def test_collect_writes_all_rows_or_names_the_record_that_is_missing(tmp_path):
     assert list(results.split_hash) == ["of zeta"] * 4 + ["of alpha"] * 4
     assert set(results.accuracy) == {0.333333}
     path.unlink()
-    with pytest.raises(RunError, match=r"zeta/origin/seed1\.json: no such record; run notebook 03"):
+    with pytest.raises(FileNotFoundError, match=r"zeta/origin/seed1\.json: no such record; run notebook 03"):
         collect(study, tmp_path)
+
+
+def test_a_flipped_bit_in_a_record_is_found_and_results_say_what_the_records_say(study, tmp_path):
+    study, row = study.model_copy(update={"methods": ["origin"], "seeds": [0]}), dict.fromkeys(runs.RESULTS, 1 / 3)
+    found, run = {"split_hash": "0" * 16, "fractions": [row]}, Run("toy", "origin", 0)
+    save_record(run, study, tmp_path, found, pd.DataFrame({"id": list("abc")}))
+    collect(study, tmp_path)
+    whole = (tmp_path / "results.csv").read_bytes()
+    flip(tmp_path / "results.csv")
+    collect(study, tmp_path)
+    written = (tmp_path / "results.csv").stat().st_mtime_ns
+    assert (tmp_path / "results.csv").read_bytes() == whole
+    collect(study, tmp_path)  # nothing has changed: no figure is to be drawn again
+    assert (tmp_path / "results.csv").stat().st_mtime_ns == written
+    path = path_of(tmp_path, "records", run).with_suffix(".json")
+    for at in (0, 30, path.stat().st_size // 2, path.stat().st_size - 9):
+        flip(path, at)
+        with pytest.raises(RunError, match=r"seed0\.json: not as it was written; delete it"):
+            collect(study, tmp_path)
+        flip(path, at)
+    table = path_of(tmp_path, "predictions", run).with_suffix(".parquet")
+    flip(table, 40)
+    with pytest.raises(OSError, match="CRC"):
+        pd.read_parquet(table, page_checksum_verification=True)
 
 
 def test_digest_sees_each_setting_and_nothing_else():
@@ -277,8 +327,9 @@ def test_a_log_is_followed_to_its_last_line(tmp_path):
     with path.open("a") as log, path.open() as reader:
         reader.seek(0, os.SEEK_END)
         process = subprocess.Popen([sys.executable, "-c", code], stdout=log)
-        jobs, failed = dag.follow(process, reader, "toy")
+        jobs, failed, last = dag.follow(process, reader, "toy")
     assert (jobs, failed) == (3, ["logs/a.log"])
+    assert last.endswith("Error in rule a: jobid: 1 log: logs/a.log (check it)")
 
 
 def test_jobs_have_gpus_of_their_own(tmp_path, monkeypatch):

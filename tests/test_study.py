@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from kill_study import kill_often, numbers
+from toys import flip
 
 from icssl_lib import dag, runs
 from icssl_lib.catalogue import open_catalogue
@@ -305,3 +306,18 @@ def test_killed_study_is_finished_by_the_same_command(config, out, tmp_path):
     made = ("0[2-5]_*", "pieces", "records", "predictions", "classifiers", "figures", "results.csv")
     shutil.copytree(out, tmp_path / "run0", ignore=shutil.ignore_patterns(*made))
     assert len(kill_often(few, tmp_path, reference, kills=2, seed=1, longest=0.2 * longest["seconds"])) == 2
+    finished = max(tmp_path.glob("run*/wall.json"), key=os.path.getmtime).parent
+    whole = numbers(finished)
+    lost = ["results.csv", "figures/figure5.png", "figures/table2.csv", "records/beauty/origin/seed0.json"]
+    for name in lost:
+        (finished / name).unlink()
+    done = run(few, finished)
+    assert done.returncode == 0, done.stderr
+    assert all((finished / name).is_file() for name in lost)
+    flip(finished / "results.csv")
+    assert run(few, finished).returncode == 0
+    assert numbers(finished) == whole
+    flip(finished / lost[-1])
+    done = run(few, finished)
+    assert done.returncode == 1
+    assert re.search(r"error: Snakemake: RunError .*seed0\.json: not as it was written; delete it", done.stderr)

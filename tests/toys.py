@@ -31,6 +31,15 @@ def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
+def flip(path: Path, at: int | None = None) -> None:
+    """Another value of one bit of a file, in its middle or ``at`` a byte, in place, as a tired disk has it."""
+    with path.open("r+b") as file:
+        place = file.seek(path.stat().st_size // 2 if at is None else at)
+        byte = file.read(1)[0] ^ 1
+        file.seek(place)
+        file.write(bytes([byte]))
+
+
 def write_table(path: Path, rows: pd.DataFrame) -> Path:
     """A table of the kind that its name says."""
     if path.suffix == ".parquet":

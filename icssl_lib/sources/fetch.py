@@ -5,7 +5,6 @@ A picture's last line in ``pictures.jsonl`` tells what became of it: ok; gone (4
 image" icon); corrupt (no picture by Pillow); too large; refused (another 4xx, or a web page, as a proxy or a bot check
 sends); forbidden (outside the allow-list); or failed (no answer, a broken one, 429 or 5xx, after all retries)."""
 
-import hashlib
 import json
 import threading
 import time
@@ -20,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from icssl_lib.config import AmazonSource
-from icssl_lib.files import locked, written_whole
+from icssl_lib.files import locked, sha256, written_whole
 from icssl_lib.images import FORMATS
 from icssl_lib.sources.amazon import LOG, NO_PICTURE, meta_path, picture_path, read_log, read_products
 from icssl_lib.sources.raw import CatalogueError, Report
@@ -47,13 +46,11 @@ def fetch(name: str, source: AmazonSource, progress: bool = True) -> dict[str, d
         if "://" in source.meta and not path.is_file():
             fetch_file(client, source.meta, path)
         products = list(read_products(source, Report()))
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if source.sha256 not in (None, sha256):
-            raise CatalogueError(f"{path}: its sha256 is {sha256}, `sha256` says {source.sha256}; another version?")
+        if source.sha256 not in (None, found := sha256(path)):
+            raise CatalogueError(f"{path}: its sha256 is {found}, `sha256` says {source.sha256}; another version?")
         wanted = {picture_path(product.url): product.url for product in products if product.url}
         counts = fetch_pictures(client, name, wanted, progress)
-    meta = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+    meta = {"file": path.name, "bytes": path.stat().st_size, "sha256": found}
     return {"meta": meta, "pictures": dict(sorted(counts.items()))}
 
 

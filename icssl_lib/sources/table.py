@@ -211,9 +211,7 @@ def image_of(where: object, column: str, value: Any) -> bytes | str | Image.Imag
     """A path, encoded bytes or a picture, of a list its first; the datasets library keeps bytes and path together."""
     if isinstance(value, np.ndarray) and value.ndim > 1:
         if value.dtype != np.uint8 or value.shape[2:] not in ((), (3,), (4,)):
-            raise CatalogueError(
-                f"{where}: column {column!r} holds {value.dtype} pixels {value.shape}, not uint8 (H, W, 3)"
-            )
+            raise CatalogueError(f"{where}: {column!r} holds {value.dtype} pixels {value.shape}, not uint8 (H, W, 3)")
         return Image.fromarray(value)
     if isinstance(value, list | tuple | np.ndarray):
         return image_of(where, column, value[0]) if len(value) else ""
