@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from icssl_lib.files import folder_written_whole
+from icssl_lib.files import SUMS, folder_written_whole
 
 PAPER = ("accuracy", "figure5", "label_efficiency", "class_sizes")  # the paper's figures, which stay as SVG too
 SHOWN = ("quick", "hm")  # the studies whose figures of the paper are shown
@@ -38,6 +38,7 @@ def keep(run: Path, figures: Path = FIGURES) -> Path:
             with Image.open(path) as image:
                 small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
             small.save(path, optimize=True)
+    (figures / run.name / SUMS).unlink()  # version control has its own
     return figures / run.name
 
 

@@ -104,8 +104,7 @@ def picture_features(catalogue: Catalogue, vision: VisionTower, accelerator: Acc
         with suppress(OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged, which a zip file's CRC tells
             return torch.from_numpy(np.load(path)["features"])
         vision.eval()
-        images = catalogue.checked_images()
-        parts = np.array_split(images, max(1, len(images) // 64))
+        parts = np.array_split(catalogue.checked_images(), max(1, len(catalogue.images) // 64))
         pixels = (torch.tensor(part, device=accelerator.device) for part in tqdm(parts, desc="features"))
         with accelerator.autocast(), written_whole(path) as partial, partial.open("wb") as file:
             features = torch.cat([vision.embed(part).float().cpu() for part in pixels])

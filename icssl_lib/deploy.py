@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icssl_lib.files import written_whole
+from icssl_lib.files import verify, written_whole
 
 TOKENS = ["input_ids", "attention_mask"]
 
@@ -18,6 +18,7 @@ TOKENS = ["input_ids", "attention_mask"]
 def settings_of(folder: Path) -> tuple[list[str], int]:
     """A classifier's labels, in the order of its outputs, and how many tokens it reads, special ones included."""
     try:
+        verify(folder)
         config, tokenizer = (json.loads((folder / f"{n}config.json").read_text("utf-8")) for n in ("", "tokenizer_"))
         labels = [config["id2label"][i] for i in sorted(config["id2label"], key=int)]
         return labels, min(tokenizer["model_max_length"], config["max_position_embeddings"])

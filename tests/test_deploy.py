@@ -16,12 +16,14 @@ import yaml
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from serving import DESIGNS, Models, OnnxClassifier, Requests
+from toys import flip
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from icssl_lib import catalogue, deploy
 from icssl_lib.config import PretrainConfig, VisionConfig
 from icssl_lib.deploy import TitleClassifier
 from icssl_lib.encoders import Normalize, load_text, save_pretrained
+from icssl_lib.files import seal
 from icssl_lib.finetune import named_classes
 from icssl_lib.lexical import Lexical
 from icssl_lib.sources.synthetic.pretrain import text_shape
@@ -134,6 +136,17 @@ def test_what_cannot_be_served_is_refused(served, tiny_text, tmp_path):
         for wrong in ([1], [None]):
             with pytest.raises((TypeError, ValueError), match=r"TextEncodeInput|type `str`"):
                 answer(wrong)
+
+
+@pytest.mark.filterwarnings("ignore:.* is not as it was written")  # then comes the error
+def test_a_damaged_classifier_is_refused(served, tmp_path):
+    folder = shutil.copytree(served["bert"].classifier, tmp_path / "kept")
+    seal(folder)
+    TitleClassifier(folder)
+    flip(folder / "model.safetensors")
+    for load in (TitleClassifier, lambda folder: deploy.export_onnx(folder, tmp_path / "x")):
+        with pytest.raises(ValueError, match=r"no classifier .*model\.safetensors is not as it was written"):
+            load(folder)
 
 
 def test_flops_of_titles_are_a_count_by_hand(served):
