@@ -21,9 +21,15 @@ ADAPTED = [m for m in STUDY.methods if m in METHODS and METHODS[m].adapts]  # va
 AFTER = "convirt" if "convirt" in ADAPTED else ADAPTED[0] if ADAPTED else None  # what the maps show beside origin
 MAPS = expand("report/map-{dataset}.html", dataset=STUDY.datasets) if ADAPTED and STUDY.maps else []
 SEED = "-seed{seed}" if STUDY.runtime.job_per == "seed" else ""  # a job of a method has all seeds inside, or its own
+
+
+def drawn(*names):
+    return [f"figures/{name}.{kind}" for name in names for kind in ("csv", "png", "svg")]
+
+
 WHOLE = {  # notebooks about the whole study, and what they leave
-    "table2": ("04_table2", ["figures/table2.csv", "figures/accuracy.png"]),
-    "figure5": ("05_figure5", ["figures/figure5.csv", "figures/figure5.png"]),
+    "table2": ("04_table2", ["figures/table2.csv", "figures/differences.csv", *drawn("accuracy", "label_efficiency")]),
+    "figure5": ("05_figure5", drawn("figure5")),
     "beyond": ("07_beyond", ["figures/compare.csv", "figures/factor.csv"]),
     "ablations": ("08_ablations", ["figures/ablations.csv"]),
     "law": ("09_law", ["figures/law.csv", "figures/ladder.csv"]),
@@ -131,6 +137,21 @@ KEPT = {  # of each data set and method
 }
 
 
+def executed(notebook, methods=[""]):
+    """The names of a notebook that runs once, or for each data set and ``methods``, and of each seed's job."""
+    names = expand(f"notebooks/{notebook}.ipynb", dataset=STUDY.datasets, method=methods, seed=STUDY.seeds)
+    return list(dict.fromkeys(names))
+
+
+NOTEBOOKS = [
+    *executed("01_catalogue-{dataset}"),
+    *executed(f"02_adapt-{{dataset}}-{{method}}{SEED}", [m for m in STUDY.methods if adapted_by(STUDY, m) == m]),
+    *executed(f"03_finetune-{{dataset}}-{{method}}{SEED}", STUDY.methods),
+    *(executed("explore_embeddings-{dataset}") if MAPS else []),
+    *[f"notebooks/{WHOLE[name][0]}.ipynb" for name in ASKED],
+]
+
+
 wildcard_constraints:
     dataset="|".join(STUDY.datasets),
     method="|".join(STUDY.methods),
@@ -145,7 +166,7 @@ rule all:  # each file by name, because Snakemake makes no file anew that only a
         all_runs("predictions/{dataset}/{method}/seed{seed}.parquet"),
         expand("encoders/{dataset}/{method}/seed{seed}/{file}", dataset=STUDY.datasets, method=ADAPTED,
                seed=STUDY.seeds, file=["config.json", "towers.safetensors"]),
-        KEPT.values(),
+        KEPT.values(), NOTEBOOKS, [name.replace(".ipynb", ".html") for name in NOTEBOOKS],
 
 
 rule pretrain:
@@ -261,7 +282,7 @@ for name, (notebook, left) in WHOLE.items():
 
 
 rule report:
-    input: MAPS, [WHOLE[name][1] for name in ASKED],
-    output: "report/index.html",
+    input: MAPS, [WHOLE[name][1] for name in ASKED], current=[*NOTEBOOKS, *KEPT.values()],
+    output: "report/index.html", [name.replace(".ipynb", ".html") for name in NOTEBOOKS],
     log: "logs/report.log",
-    shell: f"{quoted(sys.executable)} {quoted(ROOT / 'notebooks/report.py')} {quoted(STUDY_FILE)} . {LOGGED}"
+    shell: f"{quoted(sys.executable)} {quoted(ROOT / 'notebooks/report.py')} {quoted(STUDY_FILE)} . {{input.current}} {LOGGED}"

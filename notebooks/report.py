@@ -3,7 +3,7 @@
 import base64
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -97,24 +97,14 @@ def convert(notebook: Path) -> Path:
     return page
 
 
-def retire(study: Study, out: Path) -> None:
-    """Move executed notebooks and classifiers of settings that the study has no more to ``out/earlier``."""
-    seeds = [f"-seed{k}" for k in study.seeds] if study.runtime.job_per == "seed" else [""]
-    jobs = [f"{d}-{m}{seed}" for d in study.datasets for m in study.methods for seed in seeds]
-    about = {"cost": "06_cost", "beyond": "07_beyond", "ablations": "08_ablations", "law": "09_law"}
-    names = ["04_table2", "05_figure5", *(about[name] for name in study.notebooks)]
-    names += [f"{n}-{d}" for n in ("01_catalogue", "explore_embeddings") for d in study.datasets]
-    names += [f"{n}-{job}" for n in ("02_adapt", "03_finetune") for job in jobs]
-    names += [f"00_pretrain-{tower}" for tower in ("text", "vision")]
-    kept = {
-        out / "classifiers" / dataset / method / f"seed{seed}" / f"f{100 * fraction:03g}"
-        for dataset in study.datasets for method in study.methods for seed in study.seeds
-        for fraction in study.of(method).finetune.keep_classifiers
-    }  # fmt: skip
-    ours = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}  # another may be a person's own
-    stems = {path: path.name.split(".")[0] for path in (out / "notebooks").iterdir()}
-    stale = [path for path, stem in stems.items() if stem not in names and stem.split("-")[0] in ours]
-    stale += [path for path in out.glob("classifiers/*/*/*/*") if path not in kept]
+def retire(out: Path, current: Collection[Path]) -> None:
+    """Move to ``out/earlier`` executed notebooks and classifiers that are not ``current``: of settings that are gone. A
+    notebook that is not of this study's kinds, a person's own, stays."""
+    kinds = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - {"00_pretrain"}
+    stems, folders = {path.stem for path in current}, {path.parent for path in current}
+    names = {path: path.name.split(".")[0] for path in (out / "notebooks").iterdir()}
+    stale = [path for path, name in names.items() if name not in stems and name.split("-")[0] in kinds]
+    stale += [path for path in out.glob("classifiers/*/*/*/*") if path not in folders]
     for path in stale:
         target = out / "earlier" / path.relative_to(out)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,9 +112,10 @@ def retire(study: Study, out: Path) -> None:
         shutil.move(path, target)
 
 
-def build(study: Study, out: Path) -> Path:
-    """Write each executed notebook as a page, and `report/index.html`, which leads to them. Raises: RunError."""
-    retire(study, out)
+def build(study: Study, out: Path, current: Collection[Path]) -> Path:
+    """Write each executed notebook as a page, and `report/index.html`, which leads to them. ``current``: notebooks and
+    files of classifiers; see `retire`. Raises: RunError."""
+    retire(out, current)
     for needed in ("figures/figure5.svg", "notebooks/04_table2.ipynb", "notebooks/05_figure5.ipynb"):
         there(out / needed)
     results, notebooks = read_results(out), sorted((out / "notebooks").glob("*.ipynb"))
@@ -147,6 +138,7 @@ def build(study: Study, out: Path) -> Path:
     return index
 
 
-if __name__ == "__main__":  # python notebooks/report.py CONFIG OUT
+if __name__ == "__main__":  # python notebooks/report.py CONFIG OUT CURRENT...
     exit_with_study()
-    build(load_config(sys.argv[1]), Path(sys.argv[2]))
+    folder = Path(sys.argv[2])
+    build(load_config(sys.argv[1]), folder, [folder / name for name in sys.argv[3:]])
