@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -101,7 +100,7 @@ def picture_features(catalogue: Catalogue, vision: VisionTower, accelerator: Acc
         key.update(weight.cpu().contiguous().numpy().tobytes())
     path = catalogue.folder / f"images.npy.{key.hexdigest()[:16]}.npz"
     with locked(path.with_suffix(".lock")):  # jobs that ask at the same time wait for the first
-        with suppress(OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged, which a zip file's CRC tells
+        with suppress(Exception):  # not there, or damaged, which a zip file's CRC tells
             return torch.from_numpy(np.load(path)["features"])
         vision.eval()
         parts = np.array_split(catalogue.checked_images(), max(1, len(catalogue.images) // 64))

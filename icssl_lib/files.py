@@ -53,6 +53,8 @@ def seal(folder: Path, *names: str) -> None:
     sums = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files if path.name != SUMS]
     with written_whole(folder / SUMS) as part:
         part.write_text("".join(sums), encoding="utf-8")
+    for path in files:  # safetensors makes files for their owner alone
+        path.chmod((folder / SUMS).stat().st_mode)
 
 
 def damaged(folder: Path, *names: str) -> Path | None:

@@ -183,8 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
             fetch_datasets(study, out, options.dataset)
         else:
             collect(study, out)
-    except (RunError, ValueError, OSError) as error:  # ConfigError, CatalogueError, ModelError: ValueErrors
-        print(f"error: {error}", file=sys.stderr)
+    except (RunError, ValueError, OSError, KeyboardInterrupt) as error:  # Config-, Catalogue-, ModelError: ValueErrors
+        print(f"error: {str(error) or 'interrupted; the same command goes on'}", file=sys.stderr)
         return 1
     return 0
 

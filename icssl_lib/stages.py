@@ -41,7 +41,6 @@ def start_of(run: Run, study: Study, out: Path) -> Start:
 
 def piece_of(run: Run, fraction: float | None, start: Start, catalogue: Catalogue, study: Study, out: Path) -> Path:
     """The folder of a finished piece: an encoder (``fraction`` is None), or a classifier on that fraction of Train.
-
     Its name holds a hash of all it depends on: settings, data, and when each file that it is made from was written."""
     own = study.of(run.method)
     name, stage = ("encoder", "adapt") if fraction is None else (f"f{100 * fraction:03g}", "finetune")  # f005, f100

@@ -49,6 +49,8 @@ def test_one_flipped_bit_is_noticed(tmp_path):
         (part / "sub").mkdir()
         for name in ("empty", "a b", "sub/c"):
             (part / name).write_bytes(b"some bytes" if name != "empty" else b"")
+            (part / name).chmod(0o600)  # as safetensors leaves it
+    assert (tmp_path / "folder/sub/c").stat().st_mode == (tmp_path / "folder/SHA256SUMS").stat().st_mode
     check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
     assert subprocess.run(check, cwd=tmp_path / "folder", check=False).returncode == 0
     (tmp_path / "folder/more").touch()  # what came later is nobody's damage
