@@ -282,7 +282,7 @@ for name, (notebook, left) in WHOLE.items():
 
 
 rule report:
-    input: MAPS, [WHOLE[name][1] for name in ASKED], current=[*NOTEBOOKS, *KEPT.values()],
+    input: [WHOLE[name][1] for name in ASKED], current=[*NOTEBOOKS, *MAPS, *KEPT.values()],
     output: "report/index.html", [name.replace(".ipynb", ".html") for name in NOTEBOOKS],
     log: "logs/report.log",
     shell: f"{quoted(sys.executable)} {quoted(ROOT / 'notebooks/report.py')} {quoted(STUDY_FILE)} . {{input.current}} {LOGGED}"

@@ -98,13 +98,14 @@ def convert(notebook: Path) -> Path:
 
 
 def retire(out: Path, current: Collection[Path]) -> None:
-    """Move to ``out/earlier`` executed notebooks and classifiers that are not ``current``: of settings that are gone. A
-    notebook that is not of this study's kinds, a person's own, stays."""
+    """Move to ``out/earlier`` executed notebooks, maps and classifiers that are not ``current``: of settings that are
+    gone. A notebook that is not of this study's kinds, a person's own, stays."""
     kinds = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - {"00_pretrain"}
     stems, folders = {path.stem for path in current}, {path.parent for path in current}
     names = {path: path.name.split(".")[0] for path in (out / "notebooks").iterdir()}
     stale = [path for path, name in names.items() if name not in stems and name.split("-")[0] in kinds]
     stale += [path for path in out.glob("classifiers/*/*/*/*") if path not in folders]
+    stale += [path for path in out.glob("report/map-*.html") if path not in current]
     for path in stale:
         target = out / "earlier" / path.relative_to(out)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,8 +114,8 @@ def retire(out: Path, current: Collection[Path]) -> None:
 
 
 def build(study: Study, out: Path, current: Collection[Path]) -> Path:
-    """Write each executed notebook as a page, and `report/index.html`, which leads to them. ``current``: notebooks and
-    files of classifiers; see `retire`. Raises: RunError."""
+    """Write each executed notebook as a page, and `report/index.html`, which leads to them. ``current``: notebooks,
+    maps and files of classifiers; see `retire`. Raises: RunError."""
     retire(out, current)
     for needed in ("figures/figure5.svg", "notebooks/04_table2.ipynb", "notebooks/05_figure5.ipynb"):
         there(out / needed)

@@ -64,8 +64,8 @@ def out(whole, tmp_path) -> Path:
     return shutil.copytree(whole, tmp_path / "run")
 
 
-def notebooks_of(out: Path) -> list[Path]:
-    return list((out / "notebooks").glob("*.ipynb"))
+def current_in(out: Path) -> list[Path]:
+    return [*out.glob("notebooks/*.ipynb"), *out.glob("report/map-*.html")]
 
 
 def elements(page: Path) -> BeautifulSoup:
@@ -74,21 +74,22 @@ def elements(page: Path) -> BeautifulSoup:
 
 def test_what_settings_that_are_gone_have_left_is_moved_away(config, out):
     stale = ["notebooks/03_finetune-beauty-convirt.ipynb", "notebooks/07_beyond.ipynb", "notebooks/07_beyond.html"]
+    stale += ["report/map-beauty.html"]
     stale += [f"classifiers/beauty/{name}/config.json" for name in ("convirt/seed0/f100", "origin/seed0/f050")]
     stays = ["notebooks/03_finetune-beauty-origin.ipynb", "classifiers/beauty/origin/seed0/f100/config.json"]
     for _ in range(2):  # and again, when they have come again
         for name in stale + stays:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             notebook(out / name, "# Old")
-        current = [path for path in notebooks_of(out) if path.relative_to(out).as_posix() not in stale]
+        current = [path for path in current_in(out) if path.relative_to(out).as_posix() not in stale]
         page = report.build(load_config(config), out, [*current, out / stays[1]]).read_text(encoding="utf-8")
         assert all((out / "earlier" / name).is_file() and not (out / name).exists() for name in stale)
         assert all((out / name).is_file() for name in stays)
-        assert not any(Path(name).stem in page for name in stale[:3])
+        assert not any(Path(name).stem in page for name in stale[:4])
 
 
 def test_index_shows_table_2_beside_the_papers_and_head_and_tail(config, out):
-    page = report.build(load_config(config), out, notebooks_of(out)).read_text(encoding="utf-8")
+    page = report.build(load_config(config), out, current_in(out)).read_text(encoding="utf-8")
     results = report.read_results(out)
     means = results[results["fraction"] == 0.05].groupby("method")[list(metrics.METRICS)].mean()
     for metric in ("accuracy", "head_macro_f1", "tail_macro_f1"):
@@ -101,7 +102,7 @@ def test_index_shows_table_2_beside_the_papers_and_head_and_tail(config, out):
 
 def test_index_runs_nothing_loads_nothing_and_its_links_lead_somewhere(config, out):
     notebook(out / "notebooks" / "07_beyond.failed.ipynb", "half")
-    index = report.build(load_config(config), out, notebooks_of(out))
+    index = report.build(load_config(config), out, current_in(out))
     page = elements(index)
     assert not page.find_all(["script", "iframe", "object", "embed", "link"])
     assert not [name for tag in page.find_all() for name in tag.attrs if name.startswith("on")]
@@ -117,7 +118,7 @@ def test_index_runs_nothing_loads_nothing_and_its_links_lead_somewhere(config, o
 def test_what_is_missing_is_named(missing, config, out):
     (out / missing).unlink()
     with pytest.raises(RunError, match=rf"{missing}: not there yet.*make study"):
-        report.build(load_config(config), out, notebooks_of(out))
+        report.build(load_config(config), out, current_in(out))
     assert not (out / "report" / "index.html").exists()
 
 

@@ -52,7 +52,7 @@ def out(tmp_path_factory, root) -> Path:
         execute(root / "notebooks" / f"{name}.ipynb", out / "notebooks" / f"{name}.ipynb", parameters)
     monkeypatch.undo()
     shutil.copy(root / "notebooks" / "02_adapt.ipynb", out / "notebooks")
-    report.build(load_config(config), out, list((out / "notebooks").glob("*.ipynb")))
+    report.build(load_config(config), out, [*out.glob("notebooks/*.ipynb"), *out.glob("report/map-*.html")])
     return out
 
 
