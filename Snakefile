@@ -24,6 +24,7 @@ SEED = "-seed{seed}" if STUDY.runtime.job_per == "seed" else ""  # a job of a me
 
 
 def drawn(*names):
+    """The files of figures that are kept as a picture, a table and a drawing."""
     return [f"figures/{name}.{kind}" for name in names for kind in ("csv", "png", "svg")]
 
 

@@ -47,7 +47,7 @@ class Catalogue:
     def checked_images(self) -> np.ndarray:
         """``images``, compared with their checksum once. Raises: CatalogueError: not as they were written."""
         if "images" not in self.memory and (path := damaged(self.folder, "images.npy")):
-            raise CatalogueError(f"{path} is not as it was written; without its folder `make study` makes it again")
+            raise CatalogueError(f"{path} is not as it was written; delete its folder, then `make study`")
         return self.memory.setdefault("images", self.images)
 
     @cached_property

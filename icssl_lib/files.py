@@ -58,7 +58,7 @@ def seal(folder: Path, *names: str) -> None:
 
 
 def damaged(folder: Path, *names: str) -> Path | None:
-    """A file, of these names or all, that is not as `seal` found it, with a warning. None where `seal` never was."""
+    """The first file, of these names or any, unlike its checksum, with a warning; None: all match, or there are none."""
     sums = folder / SUMS
     for line in sums.read_text("utf-8", "replace").splitlines() if sums.is_file() else []:
         path = folder / line[66:]
@@ -69,7 +69,7 @@ def damaged(folder: Path, *names: str) -> Path | None:
 
 
 def verify(folder: Path, *names: str) -> None:
-    """Raises: ValueError: see `damaged`."""
+    """Raises: ValueError: a file, of these names or all, differs from its checksum."""
     if path := damaged(folder, *names):
         raise ValueError(f"{path} is not as it was written; delete {folder} to make it anew, {SUMS} if you changed it")
 

@@ -72,7 +72,7 @@ def save_record(run: Run, study: Study, out: Path, found: dict[str, Any], predic
 
 
 def collect(study: Study, out: Path) -> pd.DataFrame:
-    """All records of the study as results.csv, in the order of the configuration, written unless it says so already.
+    """All records of the study as results.csv, in the order of the configuration; an equal file is left alone.
     Raises: FileNotFoundError: one is missing. RunError: one is not as it was written."""
     rows, table = [], out / "results.csv"
     for run in (Run(d, m, k) for d in study.datasets for m in study.methods for k in study.seeds):

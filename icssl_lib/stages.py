@@ -46,7 +46,7 @@ def piece_of(run: Run, fraction: float | None, start: Start, catalogue: Catalogu
     name, stage = ("encoder", "adapt") if fraction is None else (f"f{100 * fraction:03g}", "finetune")  # f005, f100
     settings = own.model_dump(mode="json", include={"text", "vision", "runtime", stage})
     if fraction is not None:
-        kept = fraction in own.finetune.keep_classifiers and "here"
+        kept = fraction in own.finetune.keep_classifiers and "here"  # earlier pieces hold no classifier
         settings[stage] |= {"fractions": None, "keep_classifiers": kept}
     models = start.encoder, start.vision.model.removeprefix("local-dir:")
     files = [catalogue.folder / "catalogue.json", *(Path(model, "model.safetensors") for model in models)]
@@ -130,9 +130,9 @@ def classify_seeds(
 def _classify(
     run: Run, fraction: float, start: Start, catalogue: Catalogue, study: Study, out: Path, folder: Path, state: Path
 ) -> None:
-    """Train one classifier, and leave in ``folder`` scores.json, predictions.parquet and, if it is to stay, itself."""
-    kept, begun = fraction in study.of(run.method).finetune.keep_classifiers, time.perf_counter()
-    keep = folder / "classifier" if kept else None
+    """Train one classifier, and leave in ``folder`` scores.json, predictions.parquet and, if it is kept, classifier."""
+    begun = time.perf_counter()
+    keep = folder / "classifier" if fraction in study.of(run.method).finetune.keep_classifiers else None
     read = classify(run, fraction, catalogue, resolved(study, out), start, keep, state)
     keys = {"dataset": run.dataset, "method": run.method, "fraction": fraction, "seed": run.seed}
     row = keys | read.scores(catalogue) | {"seconds": round(time.perf_counter() - begun, 2)}

@@ -412,7 +412,7 @@ def test_a_flipped_bit_of_a_catalogue_is_found_when_it_is_read(tmp_path):
         flip(out / name)
     flip(out / "images.npy")
     catalogue = open_catalogue(out)  # a store of gigabytes is read by those that need all of it
-    with pytest.raises(CatalogueError, match=r"images\.npy is not as it was written; without its folder"):
+    with pytest.raises(CatalogueError, match=r"images\.npy is not as it was written; delete its folder"):
         catalogue.checked_images()
     flip(out / "images.npy")
     assert (open_catalogue(out).checked_images() == catalogue.images).all()
