@@ -58,7 +58,7 @@ def seal(folder: Path, *names: str) -> None:
 
 
 def damaged(folder: Path, *names: str) -> Path | None:
-    """The first file, of these names or any, unlike its checksum, with a warning; None: all match, or there are none."""
+    """The first file, of these names or any, unlike its checksum, with a warning. None: all match, or there is none."""
     sums = folder / SUMS
     for line in sums.read_text("utf-8", "replace").splitlines() if sums.is_file() else []:
         path = folder / line[66:]
