@@ -23,18 +23,28 @@ MAPS = expand("report/map-{dataset}.html", dataset=STUDY.datasets) if ADAPTED an
 SEED = "-seed{seed}" if STUDY.runtime.job_per == "seed" else ""  # a job of a method has all seeds inside, or its own
 
 
-def drawn(*names):
-    """The files of figures that are kept as a picture, a table and a drawing."""
-    return [f"figures/{name}.{kind}" for name in names for kind in ("csv", "png", "svg")]
+def drawn(*names, kinds=("csv", "png")):
+    return [f"figures/{name}.{kind}" for name in names for kind in kinds]
+
+
+PAPER = {"kinds": ("csv", "png", "svg")}  # the paper's figures stay as drawings too
+SIZES = [f"{name}_class_sizes" for name in STUDY.datasets]
+SHARED = any(METHODS[m].pictures != "none" for m in ADAPTED)  # a space of titles and pictures, whose recall is measured
 
 
 WHOLE = {  # notebooks about the whole study, and what they leave
-    "table2": ("04_table2", ["figures/table2.csv", "figures/differences.csv", *drawn("accuracy", "label_efficiency")]),
-    "figure5": ("05_figure5", drawn("figure5")),
-    "beyond": ("07_beyond", ["figures/compare.csv", "figures/factor.csv"]),
-    "ablations": ("08_ablations", ["figures/ablations.csv"]),
-    "law": ("09_law", ["figures/law.csv", "figures/ladder.csv"]),
-    "cost": ("06_cost", ["figures/cost.csv", "figures/onnx.csv", "figures/accuracy_cost.png"]),
+    "table2": (
+        "04_table2",
+        [*drawn("table2", "differences", kinds=["csv"]), *drawn("accuracy", "label_efficiency", **PAPER)],
+    ),
+    "figure5": ("05_figure5", drawn("figure5", *SIZES, **PAPER)),
+    "beyond": (
+        "07_beyond",
+        [*drawn("compare", "factor", "share_kept", "unseen", kinds=["csv"]), *drawn("gain_by_size")],
+    ),
+    "ablations": ("08_ablations", [*drawn("ablations", kinds=["csv"]), *drawn("ablation_grid")]),
+    "law": ("09_law", drawn("law", "ladder")),
+    "cost": ("06_cost", [*drawn("cost", "onnx", kinds=["csv"]), *drawn("accuracy_cost")]),
 }
 ASKED = ["table2", "figure5", *STUDY.notebooks]
 
@@ -163,6 +173,8 @@ wildcard_constraints:
 rule all:  # each file by name, because Snakemake makes no file anew that only a finished job asks for
     input:
         "report/index.html", "results.csv", MAPS, [WHOLE[name][1] for name in ASKED],
+        expand(drawn("{dataset}_maps", "{dataset}_measures"), dataset=STUDY.datasets) if MAPS else [],
+        expand("figures/{dataset}_recall.csv", dataset=STUDY.datasets) if MAPS and SHARED else [],
         all_runs("records/{dataset}/{method}/seed{seed}.json"),
         all_runs("predictions/{dataset}/{method}/seed{seed}.parquet"),
         expand("encoders/{dataset}/{method}/seed{seed}/{file}", dataset=STUDY.datasets, method=ADAPTED,
@@ -255,8 +267,8 @@ rule explore:
         expand("encoders/{{dataset}}/{m}/seed{k}/config.json", m=ADAPTED, k=STUDY.seeds),
         expand("predictions/{{dataset}}/{m}/seed{k}.parquet", m=["origin", AFTER], k=STUDY.seeds[0]),
     output:
+        drawn("{dataset}_maps", "{dataset}_measures"), drawn(*["{dataset}_recall"] * SHARED, kinds=["csv"]),
         map="report/map-{dataset}.html",
-        figure="figures/{dataset}_maps.png",
         notebook="notebooks/explore_embeddings-{dataset}.ipynb",
     priority: 65  # before the other classifiers: half a minute each, at the end one core would wait for another's map
     log: "logs/explore_embeddings-{dataset}.log",
