@@ -59,7 +59,7 @@ def dev_accuracy(study: Study, choice: str, run: Run, fractions: list[float]) ->
     start = Start(str(encoder), study.vision, towers)
     keys = {"catalogue": f"{study.study} {run.dataset}", "method": run.method, "choice": choice, "seed": run.seed}
     return [
-        keys | {"fraction": f, "dev_accuracy": classify(run, f, catalogue, study, start).dev_accuracy}
+        keys | {"fraction": f, "dev_accuracy": classify(run, f, catalogue, study, start).scores["dev_accuracy"]}
         for f in fractions
     ]
 

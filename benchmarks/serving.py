@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from icssl_lib.deploy import TOKENS, TitleClassifier, settings_of
+from icssl_lib.deploy import TERMS, TOKENS, TitleClassifier, settings_of
 from icssl_lib.files import written_whole
 from icssl_lib.images import decode
 
@@ -62,13 +62,27 @@ class OnnxClassifier:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(max_tokens)
         self.tokenizer.enable_padding()  # with any token: the model is told what is padding
+        self.words = None
+        if (folder / "lexical.json").is_file():
+            from icssl_lib.lexical import Lexical
+
+            self.words = Lexical.load(folder)
 
     def __call__(self, titles: Sequence[str]) -> np.ndarray:
         rows = self.tokenizer.encode_batch(titles)
-        tokens = np.array([[row.ids for row in rows], [row.attention_mask for row in rows]])  # (2, N, T)
-        (logits,) = self.session.run(["logits"], dict(zip(TOKENS, tokens, strict=True)))
+        tokens = [np.array([row.ids for row in rows]), np.array([row.attention_mask for row in rows])]  # (N, T)
+        terms = self.words.padded(titles) if self.words else ()  # (N, K)
+        (logits,) = self.session.run(["logits"], dict(zip([*TOKENS, *TERMS], [*tokens, *terms], strict=False)))
         raised = np.exp(logits - logits.max(axis=1, keepdims=True))
         return raised / raised.sum(axis=1, keepdims=True)
+
+
+def without_words(folder: Path, device: str = "cpu") -> TitleClassifier:
+    """The encoder's part of a classifier."""
+    found = TitleClassifier(folder, device)
+    if found.words:
+        found.model, found.words = found.model.model, None
+    return found
 
 
 def quantize_int8(fp32: Path, out: Path) -> Path:
@@ -161,7 +175,7 @@ class PictureClassifier:
 
         from icssl_lib.encoders import VisionTower, load_vision
 
-        self.title = TitleClassifier(models.classifier, device, words=False) if what == "late" else None
+        self.title = without_words(models.classifier, device) if what == "late" else None
         self.size, self.device, labels = models.vision.image_size, device, settings_of(models.classifier)[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -184,7 +198,7 @@ def load(what: str, models: Models, device: str = "cpu", threads: int = 1) -> An
     if what in EXPORTS:
         answer = OnnxClassifier(models.fp32 if what == "title_onnx" else models.int8, threads)
     else:
-        answer = TitleClassifier(models.classifier, device, words=what == "title_words")
+        answer = (TitleClassifier if what == "title_words" else without_words)(models.classifier, device)
     return lambda titles, jpegs=(): answer(titles)
 
 
@@ -274,9 +288,9 @@ def count_flops(answer: Answer, requests: Requests, batch: int) -> float:
 
 
 def agreement(folder: Path, exports: Mapping[str, Path], titles: Sequence[str], labels: Sequence[str]) -> list[dict]:
-    """A row for a classifier without TF-IDF ("title") and for each of its exports: what, products, accuracy (0 to 1),
-    same (share of equal predictions), largest_difference (of any probability). ``labels`` are looked at: take Dev's."""
-    classifiers = {"title": TitleClassifier(folder, words=False)} | {w: OnnxClassifier(f) for w, f in exports.items()}
+    """A row for a classifier ("title") and for each of its exports: what, products, accuracy (0 to 1), same (share of
+    equal predictions), largest_difference (of any probability). ``labels`` are looked at: take Dev's."""
+    classifiers = {"title": TitleClassifier(folder)} | {w: OnnxClassifier(f) for w, f in exports.items()}
     rows, own = [], None
     for what, classifier in classifiers.items():
         answers = np.concatenate([classifier(titles[at : at + 32]) for at in range(0, len(titles), 32)])

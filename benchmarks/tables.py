@@ -18,21 +18,27 @@ def table2(study: str) -> None:
     print(f"```text\n{metrics.format_table2(pd.read_csv(FIGURES / study / 'results.csv'))}\n```")
 
 
-def accuracy(study: str, strong: str = "ngrams_names") -> None:
-    """Mean accuracies over seeds. In bold: the best of a column that reads titles alone, and ``strong`` words where no
-    method that fine-tunes is ahead of them."""
-    rows = metrics.summary(pd.read_csv(FIGURES / study / "results.csv"))
-    entries = rows["method"].map(METHODS)
-    tuned = entries.map(lambda entry: entry.classifier == "finetune")
-    able = entries.map(
-        lambda e: e.classifier not in ("labelled", "oracle") and not (e.uses_images and e.encoder is None)
-    )
-    able &= rows["method"] != "taught_picture"
+def accuracy(*studies: str, frozen: str | None = None, strong: str = "ngrams_names") -> None:
+    """Mean accuracies over the seeds of all ``studies``, and of ``frozen``, whose own methods are read by logistic
+    regression beside TF-IDF. In bold: the best of a column that reads titles alone, and ``strong`` words where no
+    method that fine-tunes is ahead of them. In italics: fewer seeds than others have."""
+    read = {study: pd.read_csv(FIGURES / study / "results.csv") for study in (*studies, frozen) if study}
+    if frozen:
+        beside = {"origin": "Frozen origin + TF-IDF", "convirt": "Frozen ConVIRT + TF-IDF"}
+        beside |= {"convirt_shuffled": "Frozen control + TF-IDF", "origin_names": "Frozen origin + TF-IDF, names"}
+        read[frozen] = read[frozen].replace({"method": beside})
+    runs = pd.concat(read.values()).drop_duplicates(["dataset", "method", "fraction", "seed"])
+    order, rows = list(runs["method"].unique()), metrics.summary(runs)
+    rows = rows.sort_values("method", key=lambda names: names.map(order.index), kind="stable")
+    tuned = rows["method"].isin([m for m, entry in METHODS.items() if entry.classifier == "finetune"])
+    able = ~rows["method"].isin(["labelled", "oracle", "image", "taught_picture"])
     best, beaten = (rows["accuracy"].where(which).groupby(rows["fraction"]).transform("max") for which in (able, tuned))
     bold = (able & (rows["accuracy"] == best)) | ((rows["method"] == strong) & (rows["accuracy"] >= beaten))
-    shown = rows["accuracy"].map("{:.3f}".format)
-    by_fraction(rows.assign(shown=shown.where(~bold, "**" + shown + "**")), {"dataset": "", "method": "Test accuracy"})
-    print(f"\nMeans over {rows['seeds'].min()} seeds.")
+    mark = np.where(bold, "**", "") + np.where(rows["seeds"] < rows["seeds"].max(), "*", "")
+    shown = mark + rows["accuracy"].map("{:.3f}".format) + mark
+    by_fraction(rows.assign(shown=shown), {"dataset": "", "method": "Test accuracy"})
+    few = f"; in italics over {rows['seeds'].min()}" if rows["seeds"].nunique() > 1 else ""
+    print(f"\nMeans over {rows['seeds'].max()} seeds{few}.")
 
 
 def text(path: str) -> None:

@@ -1,7 +1,7 @@
 """One classifier of a method on one fraction of Train, and its reading of Test; first, whether there can be one."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from icssl_lib.encoders import VisionTower, explained, load_text, load_vision, p
 from icssl_lib.fast.processes import in_processes
 from icssl_lib.finetune import Start, Task, accuracy, build, fit
 from icssl_lib.methods import Method, entry_of
-from icssl_lib.metrics import scores as scores_of
+from icssl_lib.metrics import scores
 from icssl_lib.recommended import named, recommended
 from icssl_lib.remedies import confusable, flipped
 
@@ -55,23 +55,11 @@ def check_catalogue(study: Study, catalogue: Catalogue) -> None:
             tokenize(load_text(text.model)[1], list(catalogue.products.title[:1000]), text.max_tokens)
 
 
-@dataclass
-class Classified:
+class Classified(NamedTuple):
     """One classifier's reading."""
 
     predictions: pd.DataFrame  # id, label, predicted, confidence of Test
-    n_train: int  # labels used
-    dev_accuracy: float
-    test_readings: int  # how often Test was handed out for it
-
-    def scores(self, catalogue: Catalogue) -> dict[str, float]:
-        """n_train, the metrics on Test, dev_accuracy, test_readings."""
-        head, tail = head_tail(catalogue.label_counts)
-        # Labels that Train does not hold are of the tail: no classifier can name them.
-        tail = tail + sorted(set(self.predictions.label) - set(catalogue.label_counts.index))
-        metrics = scores_of(self.predictions.label, self.predictions.predicted, head, tail)
-        read = {"dev_accuracy": self.dev_accuracy, "test_readings": self.test_readings}
-        return {"n_train": self.n_train, **metrics, **read}
+    scores: dict[str, float]  # n_train (labels used), dev_accuracy, the metrics on Test, test_readings (of it)
 
 
 def classify(
@@ -94,7 +82,7 @@ def _classify(task: Task, entry: Method, fraction: float, keep: Path | None) -> 
     if config.label_noise:
         towards = confusable(catalogue.part("train"), labels) if config.noise_towards == "similar" else None
         train = train.assign(label=flipped(train.label, labels, config.label_noise, task.seed, towards))
-    n_train = len(train)
+    found = {"n_train": len(train)}
     if config.label_names or entry.names:
         train = pd.concat([train, named(labels)], ignore_index=True)
     instead = config.features and entry.classifier == "finetune"  # of fine-tuning
@@ -102,11 +90,12 @@ def _classify(task: Task, entry: Method, fraction: float, keep: Path | None) -> 
     read = CLASSIFIERS[kind](task, train, *[features] * bool(features))
     if keep is not None and kind in KEPT and PartialState().is_main_process:
         read.save(keep)
-    dev = catalogue.part("dev")
-    dev_accuracy = accuracy(read(dev), dev, labels)
-    test = catalogue.part("test")
-    probability = read(test)
+    dev, test = catalogue.part("dev"), catalogue.part("test")
+    found["dev_accuracy"], probability = accuracy(read(dev), dev, labels), read(test)
     predictions = test[["id", "label"]].reset_index(drop=True)
     predictions["predicted"] = np.array(labels, dtype=object)[probability.argmax(axis=1)]
     predictions["confidence"] = probability.max(axis=1).round(6)
-    return Classified(predictions, n_train, dev_accuracy, catalogue.handed["test"] - before)
+    head, tail = head_tail(catalogue.label_counts)
+    tail = tail + sorted(set(test.label) - set(labels))  # Train holds none of these: no classifier can name them
+    found |= scores(predictions.label, predictions.predicted, head, tail)
+    return Classified(predictions, found | {"test_readings": catalogue.handed["test"] - before})

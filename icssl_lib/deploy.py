@@ -3,6 +3,7 @@
 What takes seconds to import (torch, transformers, scikit-learn) is imported in functions: an ONNX file needs none."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 
 from icssl_lib.files import verify, written_whole
 
-TOKENS = ["input_ids", "attention_mask"]
+TOKENS, TERMS = ["input_ids", "attention_mask"], ["terms", "values"]
 
 
 def settings_of(folder: Path) -> tuple[list[str], int]:
@@ -27,50 +28,56 @@ def settings_of(folder: Path) -> tuple[list[str], int]:
 
 
 class TitleClassifier:
-    """A kept classifier, by torch in float32, with its words' part where that lies beside it (words: False leaves it
-    out, as an export does). Call: N titles -> probabilities, float32 (N, C), as one batch."""
+    """A kept classifier, by torch in float32, with its words' part where that lies beside it.
+    Call: N titles -> probabilities, float32 (N, C), as one batch."""
 
-    def __init__(self, folder: Path, device: str = "cpu", words: bool = True) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
         import torch
+        from safetensors.torch import load_file
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from icssl_lib.encoders import load_head
-        from icssl_lib.lexical import WORDS, Lexical
+        from icssl_lib.encoders import WithWords, load_head
+        from icssl_lib.lexical import WEIGHTS, WORDS, Lexical
 
         self.labels, self.max_tokens = settings_of(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         pooled = (folder / "modules.json").is_file()
         first = partial(AutoModelForSequenceClassification.from_pretrained, dtype=torch.float32)
-        self.model = (load_head if pooled else first)(folder).eval().requires_grad_(False).to(device)
-        self.words, self.weight = Lexical.load(folder) if words and (folder / WORDS).is_file() else (None, None)
+        self.model, self.words = (load_head if pooled else first)(folder), None
+        if (folder / WORDS).is_file():
+            self.words = Lexical.load(folder)
+            self.model = WithWords(self.model, load_file(folder / WEIGHTS)["weight"])
+        self.model.eval().requires_grad_(False).to(device)
 
-    def __call__(self, titles: Sequence[str]) -> np.ndarray:
-        import pandas as pd
-        from scipy.special import softmax
-
-        from icssl_lib.encoders import logits
+    def inputs(self, titles: Sequence[str]) -> dict:
+        """What the model reads of N titles, tensors: `TOKENS` (N, T) and, with words, `TERMS` (N, K)."""
+        import torch
 
         options = {"padding": True, "truncation": True, "max_length": self.max_tokens, "return_tensors": "pt"}
-        tokens = self.tokenizer(titles, **options).to(next(self.model.parameters()).device)
-        scores = logits(self.model, {name: tokens[name] for name in TOKENS}).cpu().numpy()
-        if self.words is not None:
-            scores = scores + self.words(pd.DataFrame({"title": titles})) @ self.weight.T
-        return softmax(scores, axis=1).astype(np.float32)
+        tokens, device = self.tokenizer(titles, **options), next(self.model.parameters()).device
+        terms = map(torch.from_numpy, self.words.padded(titles)) if self.words else ()
+        found = dict(zip([*TOKENS, *TERMS], [*(tokens[name] for name in TOKENS), *terms], strict=False))
+        return {name: rows.to(device) for name, rows in found.items()}
+
+    def __call__(self, titles: Sequence[str]) -> np.ndarray:
+        from icssl_lib.encoders import logits
+
+        return logits(self.model, self.inputs(titles)).softmax(dim=1).cpu().numpy()
 
 
 def export_onnx(folder: Path, out: Path) -> Path:
-    """Write a classifier as ``out/model.onnx``, float32, with its labels and tokenizer beside it. Inputs: `TOKENS`,
-    int64 (N, T), any N and T; output: logits (N, C)."""
+    """Write a classifier as ``out/model.onnx``, float32, with its labels, tokenizer and terms beside it. Inputs:
+    `TOKENS`, int64 (N, T) and, with words, `TERMS` (N, K), any N, T and K; output: logits (N, C)."""
     import torch
 
-    kept = TitleClassifier(folder, words=False)
-    inputs = dict(kept.tokenizer(["one", "one more"], padding=True, return_tensors="pt", return_token_type_ids=False))
-    axes = {0: torch.export.Dim("titles", min=1, max=4096), 1: torch.export.Dim("tokens", min=1, max=kept.max_tokens)}
-    options = {"output_names": ["logits"], "dynamic_shapes": dict.fromkeys(TOKENS, axes), "verbose": False}
+    kept = TitleClassifier(folder)
+    inputs = kept.inputs(["one", "one more"])
+    shapes = dict.fromkeys(inputs, dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC))
+    options = {"output_names": ["logits"], "dynamic_shapes": shapes, "verbose": False}
     with warnings.catch_warnings(action="ignore"):  # on names of axes
-        program = torch.onnx.export(kept.model, (), kwargs=inputs, input_names=TOKENS, dynamo=True, **options)
-    getattr(kept.model, "backbone", kept.model).config.save_pretrained(out)
-    kept.tokenizer.save_pretrained(out)
+        program = torch.onnx.export(kept.model, (), kwargs=inputs, input_names=list(inputs), dynamo=True, **options)
+    weights = shutil.ignore_patterns("*.safetensors", "SHA256SUMS", "modules.json", "[0-9]_*")
+    shutil.copytree(folder, out, ignore=weights, dirs_exist_ok=True)
     with written_whole(out / "model.onnx") as part:
         program.save(str(part))
     return out

@@ -123,6 +123,19 @@ class Towers(nn.Module):
         self.text, self.vision, self.words, self.scale = text, vision, words, scale
 
 
+class WithWords(nn.Module):
+    """A classifier of titles beside a linear one of their terms, ``weight`` (C, V). Call: tokens (N, T), terms and
+    values (N, K) as of `lexical.Lexical.padded` -> logits (N, C)."""
+
+    def __init__(self, model: nn.Module, weight: Tensor) -> None:
+        super().__init__()
+        self.model, self.weight = model, nn.Parameter(weight.T.contiguous())
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, terms: Tensor, values: Tensor) -> Tensor:
+        own = logits(self.model, {"input_ids": input_ids, "attention_mask": attention_mask})
+        return own + (self.weight[terms] * values[..., None]).sum(dim=1)
+
+
 def logits(model: nn.Module, batch: Batch) -> Tensor:
     """(N, C), of a transformers classifier or of a module that returns them."""
     output = model(**batch)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -39,23 +39,30 @@ class Lexical:
     def __call__(self, products: pd.DataFrame) -> sparse.csr_matrix:
         return sparse.hstack([found.transform(products.title) for found in self.vectorizers.values()], format="csr")
 
+    def padded(self, titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each title the numbers of its terms, int64 (N, K), and their values, float32 (N, K); 0 and 0 fill up."""
+        rows = self(pd.DataFrame({"title": titles}))
+        here = np.arange(max(1, np.diff(rows.indptr).max())) < np.diff(rows.indptr)[:, None]  # (N, K)
+        terms, values = np.zeros(here.shape, np.int64), np.zeros(here.shape, np.float32)
+        terms[here], values[here] = rows.indices, rows.data
+        return terms, values
+
     def save(self, weight: np.ndarray, folder: Path) -> None:
-        """Write lexical.json and lexical.safetensors (float32) into ``folder``: terms, and their ``weight`` (C, V)."""
-        arrays = {kind: vectorizer.idf_ for kind, vectorizer in self.vectorizers.items()} | {"weight": weight}
+        """Write into ``folder`` lexical.json, the terms and their IDF, and lexical.safetensors, ``weight`` (C, V)."""
         with written_whole(folder / WEIGHTS) as path:
-            save_file({name: np.ascontiguousarray(x, np.float32) for name, x in arrays.items()}, path)
-        terms = {kind: vectorizer.get_feature_names_out().tolist() for kind, vectorizer in self.vectorizers.items()}
+            save_file({"weight": np.ascontiguousarray(weight, np.float32)}, path)
+        found = {k: dict(zip(v.get_feature_names_out(), v.idf_, strict=True)) for k, v in self.vectorizers.items()}
         with written_whole(folder / WORDS) as path:
-            path.write_text(json.dumps(terms), encoding="utf-8")
+            path.write_text(json.dumps(found), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> tuple["Lexical", np.ndarray]:
-        """What `save` wrote, and the weight."""
-        terms, arrays, found = json.loads((folder / WORDS).read_text(encoding="utf-8")), load_file(folder / WEIGHTS), {}
+    def load(cls, folder: Path) -> "Lexical":
+        """What `save` wrote, less the weight."""
+        idf, found = json.loads((folder / WORDS).read_text(encoding="utf-8")), {}
         for kind, options in KINDS.items():
-            found[kind] = TfidfVectorizer(**options, vocabulary=terms[kind])
-            found[kind].idf_ = arrays[kind].astype(float)
-        return cls(found), arrays["weight"]
+            found[kind] = TfidfVectorizer(**options, vocabulary=list(idf[kind]))
+            found[kind].idf_ = np.array(list(idf[kind].values()))
+        return cls(found)
 
 
 def regression(

@@ -28,29 +28,25 @@ def named(labels: list[str]) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Recommended:
-    """A classifier of titles by words, letters and an encoder. Call: `finetune.Read`."""
+class Recommended(Frozen):
+    """A classifier of titles by words and letters (`Lexical`) and an encoder (`baselines.title`)."""
 
-    read: Frozen  # features: `Lexical`, `baselines.title`
     task: Task
     share: float  # of adaptation, one of `SHARES`
-
-    def __call__(self, products: pd.DataFrame) -> np.ndarray:
-        return self.read(products)
 
     def save(self, folder: Path) -> None:
         """The encoder's part of the logits as a SentenceTransformer, the words' part beside it (see `Lexical.save`)."""
         backbone, tokenizer = encoder_of(self.task, self.share)
-        width, (classes, features) = backbone.config.hidden_size, self.read.weight.shape
+        width, (classes, features) = backbone.config.hidden_size, self.weight.shape
         tower = TextTower(backbone, self.task.study.text.pooling, 1, depth=0)
         tower.projection = nn.Sequential(Normalize(), nn.Linear(width, classes))
-        bias = np.maximum(self.read.bias, -1e4)  # minus infinity where training did not show a label
-        arrays = {"1.weight": self.read.weight[:, features - width :], "1.bias": bias}
+        bias = np.maximum(self.bias, -1e4)  # minus infinity where training did not show a label
+        arrays = {"1.weight": self.weight[:, features - width :], "1.bias": bias}
         tower.projection.load_state_dict({name: torch.tensor(x, dtype=torch.float32) for name, x in arrays.items()})
         backbone.config.update(named_classes(self.task.catalogue.labels))
         tokenizer.model_max_length = self.task.study.text.max_tokens
         save_pretrained(backbone, tokenizer, folder, tower.pooling, tower.projection)
-        self.read.features[0].save(self.read.weight[:, : features - width], folder)
+        self.features[0].save(self.weight[:, : features - width], folder)
         seal(folder)
 
 
@@ -66,4 +62,5 @@ def recommended(task: Task, train: pd.DataFrame, features: tuple[str, ...] = ())
     def student(rows: pd.DataFrame) -> list[Features]:
         return [Lexical.fit(rows.title), titles[share]]
 
-    return Recommended(taught(task, train, student, lambda rows: [*student(rows), *shown]), task, share)
+    read = taught(task, train, student, lambda rows: [*student(rows), *shown])
+    return Recommended(**vars(read), task=task, share=share)

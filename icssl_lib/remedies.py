@@ -9,7 +9,6 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
-from transformers.modeling_outputs import BaseModelOutput
 
 from icssl_lib.encoders import ModelError, explained
 from icssl_lib.lexical import WORD
@@ -48,35 +47,22 @@ def balanced(target: Tensor, generator: torch.Generator) -> Tensor:
     return torch.multinomial(weight, len(target), True, generator=generator)
 
 
-class _HandsOn(nn.Module):
-    """In the place of a transformers encoder: its hidden states are those that it is given."""
-
-    def forward(self, *_: None, inputs_embeds: Tensor, **__: None):
-        return BaseModelOutput(last_hidden_state=inputs_embeds)
-
-
 class MaskedWords(nn.Module):
-    """Guesses hidden words of titles (Devlin et al., 2019) with the text tower's encoder, which is no part of it, and a
-    masked language model's head, tied to the encoder's embeddings where the model's was. Call: tokens (N, T) -> (N, 2):
-    the summed cross-entropy, in nats, of a title's hidden words, and how many they are."""
+    """Guesses hidden words of titles (Devlin et al., 2019) by the text tower's encoder and a masked language model's
+    head, tied to the encoder's embeddings where the model's was. Call: tokens (N, T) -> (N, 2): the summed
+    cross-entropy, in nats, of a title's hidden words, and how many they are."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, tokenizer) -> None:
+    def __init__(self, encoder: nn.Module, whole: nn.Module, tokenizer) -> None:
         super().__init__()
-        setattr(head, head.base_model_prefix, encoder)
-        head.tie_weights()
-        setattr(head, head.base_model_prefix, _HandsOn())
-        self.head, self._encoder, self.hide = head, [encoder], DataCollatorForLanguageModeling(tokenizer)
-        self.register_buffer("special", torch.tensor(tokenizer.all_special_ids), persistent=False)
+        setattr(whole, whole.base_model_prefix, encoder)
+        whole.tie_weights()
+        self.whole, self.hide = whole, DataCollatorForLanguageModeling(tokenizer)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        words = attention_mask.bool() & ~torch.isin(input_ids, self.special)
-        read, labels = self.hide.torch_mask_tokens(input_ids.cpu().clone(), ~words.cpu())
-        chosen = (labels != -100).to(words.device)
-        hidden = self._encoder[0](input_ids=read.to(words.device), attention_mask=attention_mask).last_hidden_state
-        logits = self.head(inputs_embeds=hidden[chosen][None]).logits[0]  # of hidden words alone: (M, vocabulary)
-        each = nn.functional.cross_entropy(logits.float(), input_ids[chosen], reduction="none")  # (M,)
-        nats = each.new_zeros(len(input_ids)).index_add(0, chosen.nonzero()[:, 0], each)
-        return torch.stack([nats, chosen.sum(dim=1).to(nats.dtype)], dim=1)
+        read, labels = (x.to(input_ids.device) for x in self.hide.torch_mask_tokens(input_ids.cpu().clone()))
+        scores = self.whole(input_ids=read, attention_mask=attention_mask).logits.float()  # (N, T, V)
+        nats = nn.functional.cross_entropy(scores.transpose(1, 2), labels, reduction="none").sum(dim=1)  # (N,)
+        return torch.stack([nats, (labels != -100).sum(dim=1).to(nats.dtype)], dim=1)  # -100: a word was not hidden
 
 
 def load_words(model: str, encoder: nn.Module, tokenizer) -> MaskedWords:

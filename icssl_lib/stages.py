@@ -46,7 +46,7 @@ def piece_of(run: Run, fraction: float | None, start: Start, catalogue: Catalogu
     name, stage = ("encoder", "adapt") if fraction is None else (f"f{100 * fraction:03g}", "finetune")  # f005, f100
     settings = own.model_dump(mode="json", include={"text", "vision", "runtime", stage})
     if fraction is not None:
-        kept = fraction in own.finetune.keep_classifiers and "here"  # earlier pieces hold no classifier
+        kept = fraction in own.finetune.keep_classifiers and "with idf"  # earlier pieces hold other ones, or none
         settings[stage] |= {"fractions": None, "keep_classifiers": kept}
     models = start.encoder, start.vision.model.removeprefix("local-dir:")
     files = [catalogue.folder / "catalogue.json", *(Path(model, "model.safetensors") for model in models)]
@@ -135,7 +135,7 @@ def _classify(
     keep = folder / "classifier" if fraction in study.of(run.method).finetune.keep_classifiers else None
     read = classify(run, fraction, catalogue, resolved(study, out), start, keep, state)
     keys = {"dataset": run.dataset, "method": run.method, "fraction": fraction, "seed": run.seed}
-    row = keys | read.scores(catalogue) | {"seconds": round(time.perf_counter() - begun, 2)}
+    row = keys | read.scores | {"seconds": round(time.perf_counter() - begun, 2)}
     (folder / "scores.json").write_text(json.dumps(row))
     table = read.predictions.assign(**keys)[[*keys, "id", "label", "predicted", "confidence"]]
     table.to_parquet(folder / "predictions.parquet", index=False)

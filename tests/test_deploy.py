@@ -14,6 +14,8 @@ import torch
 import toys
 import yaml
 from PIL import Image
+from safetensors.numpy import load_file
+from scipy.special import softmax
 from sentence_transformers import SentenceTransformer
 from serving import DESIGNS, Models, OnnxClassifier, Requests
 from toys import flip
@@ -68,12 +70,14 @@ def served(tiny_text, tiny_vision, tmp_path_factory) -> dict[str, Models]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_export_answers_as_transformers_own_pipeline(kind, served):
+def test_an_export_answers_as_transformers_own_pipeline(kind, served, tmp_path):
     models = served[kind]
     serve = pipeline("text-classification", model=str(models.classifier), device="cpu", top_k=None, truncation=True)
     scores = [{answer["label"]: answer["score"] for answer in answers} for answers in serve(TITLES)]
     expected = np.array([[row[label] for label in LABELS] for row in scores])
-    onnx, own = OnnxClassifier(models.fp32), TitleClassifier(models.classifier, words=False)
+    own = serving.without_words(models.classifier)
+    plain = shutil.copytree(models.classifier, tmp_path / "plain", ignore=shutil.ignore_patterns("lexical*"))
+    onnx = OnnxClassifier(deploy.export_onnx(plain, tmp_path / "onnx"))
     assert onnx.labels == own.labels == LABELS
     assert np.ptp(expected, axis=0).max() > 0.02  # titles are told apart
     for rows in ([0], [2], [0, 1], [3, 1], [0, 1, 2, 3, 4]):  # alone, and padded to others
@@ -81,6 +85,18 @@ def test_an_export_answers_as_transformers_own_pipeline(kind, served):
         assert onnx(asked).dtype == own(asked).dtype == np.float32
         np.testing.assert_allclose(onnx(asked), expected[rows], atol=1e-4)
         np.testing.assert_allclose(own(asked), expected[rows], atol=1e-4)
+
+
+def test_an_export_holds_words_too_and_any_number_of_them(served):
+    models = served["bert"]
+    onnx, own = OnnxClassifier(models.fp32), TitleClassifier(models.classifier)
+    words, encoder = Lexical.load(models.classifier), serving.without_words(models.classifier)
+    weight = load_file(models.classifier / "lexical.safetensors")["weight"]
+    for titles in (TITLES, TITLES[:1], TITLES[3:4], ["unheard of"], [" ".join(TITLES)] * 3):  # [3]: no term at all
+        logits = np.log(encoder(titles)) + words(pd.DataFrame({"title": titles})) @ weight.T
+        np.testing.assert_allclose(own(titles), softmax(logits, axis=1), atol=1e-5)
+        np.testing.assert_allclose(onnx(titles), own(titles), atol=1e-5)
+    assert not np.allclose(own(TITLES), encoder(TITLES), atol=0.05)
 
 
 def test_an_export_of_a_pooled_head_answers_as_sentence_transformers(tiny_text, tmp_path):
@@ -102,7 +118,7 @@ def test_an_export_of_a_pooled_head_answers_as_sentence_transformers(tiny_text, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_mostly_agrees_and_is_smaller(kind, served, toy):
     models, titles = served[kind], list(toy.products.title)
-    right = np.array(LABELS)[TitleClassifier(models.classifier, words=False)(titles).argmax(axis=1)]
+    right = np.array(LABELS)[TitleClassifier(models.classifier)(titles).argmax(axis=1)]
     right[:3] = "none of them"
     rows = serving.agreement(models.classifier, {"fp32": models.fp32, "int8": models.int8}, titles, list(right))
     table = pd.DataFrame(rows).set_index("what")
@@ -212,7 +228,7 @@ def test_contestants_take_turns_on_the_same_products_in_changing_orders():
 
 
 def test_memory_is_of_a_process_of_its_own(served, toy):
-    peak = serving.peak_memory("title_onnx", served["bert"], serving.requests_of(toy, n=6), [1, 4])
+    peak = serving.peak_memory("title_onnx", served["modernbert"], serving.requests_of(toy, n=6), [1, 4])
     assert 20 < peak[1] <= peak[4] < min(200, serving.peak_mb())  # without torch, which this process holds
 
 

@@ -7,6 +7,7 @@ import torch
 import toys
 from scipy.special import softmax
 from sentence_transformers import SentenceTransformer
+from serving import without_words
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -65,11 +66,11 @@ def test_the_recommended_recipe_in_plain_steps(toy, tiny_text, tiny_vision, adap
         weight.data = found.share * weight.data + (1 - found.share) * before.data
     vectors = embed_titles(model, tokenizer, list(test.title), task.study.text).numpy()
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    words, _ = found.read.features
+    words, _ = found.features
     pool = own[~own.id.isin(train.id)]
     assert set(words.vectorizers["words"].vocabulary_) <= set(" ".join([*train.title, *pool.title]).split())
     assert len(words.vectorizers["words"].vocabulary_) > len(set(" ".join(train.title).split()))  # it was taught
-    logits = np.hstack([words(test).toarray(), vectors]) @ found.read.weight.T + found.read.bias
+    logits = np.hstack([words(test).toarray(), vectors]) @ found.weight.T + found.bias
     np.testing.assert_allclose(found(test), softmax(logits, axis=1), atol=2e-3)
 
 
@@ -89,7 +90,7 @@ def test_its_folder_answers_as_it_did_and_is_a_sentence_transformer(toy, tiny_te
     study, titles = toys.study(tiny_text, tiny_vision), list(toy.part("test").title)
     start = Start(adapted.encoder, study.vision)
     read = classify(Run("toy", "recommended", 0), 0.5, toy, study, start, keep=tmp_path / "f100")
-    both, alone = (TitleClassifier(tmp_path / "f100", words=words) for words in (True, False))
+    both, alone = TitleClassifier(tmp_path / "f100"), without_words(tmp_path / "f100")
     found = both(titles)
     assert [both.labels[i] for i in found.argmax(axis=1)] == read.predictions.predicted.tolist()
     np.testing.assert_allclose(found.max(axis=1), read.predictions.confidence, atol=1e-3)
