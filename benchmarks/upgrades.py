@@ -12,6 +12,7 @@ student   A. its encoder is trained on as a student of its own moving average, o
           are (AdaMatch: Berthelot et al., 2022)
 graphs    B. pseudo-labels are those on which two graphs agree, of titles and of pictures (label propagation: Zhou et
           al., 2004), in each of which a class begins at its name and its labelled products and gets its prior's mass
+smoothed  the teacher's answers are averaged over the neighbours in both graphs; names as in `pictured`
 soft      C. adaptation's targets are (1 - b) I + b softmax(v v' / tau), v the frozen tower's pictures, centred
 hard      C with b = 0, which is the standard form of the loss
 pictured  the teacher sees at a class name the mean picture of the ten titles that are nearest to it
@@ -55,13 +56,14 @@ from icssl_lib.recommended import named
 from icssl_lib.remedies import balanced
 from icssl_lib.runs import path_of, resolved
 
+WAYS = ["plain", "graphs", "pictured", "smoothed", "hard", "soft", "student"]
 ROWS = Path(__file__).with_name("upgrades.csv")
 KEYS = ["dataset", "way", "arm", "fraction", "seed"]
 ARMS = {  # the method that adapts, and what the teacher sees
     "own": ("convirt", ("picture",)), "shuffled": ("convirt_shuffled", ("picture_shuffled",)), "none": ("origin", ()),
 }  # fmt: skip
 STEPS, LABELLED, UNLABELLED, DROPPED, RATE, DECAY, SURE = 1500, 32, 96, 0.2, 0.1, 0.99, 0.9  # of A; RATE of finetune.lr
-NEAR, WALK, SHARE, WEIGHT = 10, 0.9, 0.3, 0.3  # of B: neighbours, restart's complement, surest of a class, weight
+NEAR, WALK, SMOOTH, SHARE, WEIGHT = 10, 0.9, 0.5, 0.3, 0.3  # of B: neighbours, walks, surest of a class, weight
 SOFT, TAU = 0.3, 0.1  # of C: b and tau
 
 
@@ -101,46 +103,69 @@ def pictured(task: Task, train: pd.DataFrame, kind: str, titles: Features) -> Fe
     return read
 
 
-def propagated(rows: np.ndarray, start: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Label propagation on the graph of nearest neighbours of unit ``rows`` (N, F), from ``start`` (N, C); each class
-    gets its ``prior``'s mass. Returns: rows that sum to 1, (N, C)."""
+def graph_of(rows: np.ndarray) -> sparse.csr_matrix:
+    """The random walk to the nearest neighbours, by cosine and either way, of each of unit ``rows`` (N, F): (N, N)."""
     cosine, near = nearest_rows(torch.tensor(rows).float(), torch.tensor(rows).float(), NEAR, skip_self=True)
     at = np.arange(len(rows)).repeat(NEAR)
-    graph = sparse.csr_matrix((cosine.clamp(min=0).numpy().ravel(), (at, near.numpy().ravel())), (len(rows),) * 2)
-    graph = graph.maximum(graph.T)
-    degree = sparse.diags(1 / np.sqrt(np.maximum(graph.sum(axis=1).A1, 1e-9)))
-    graph, found = degree @ graph @ degree, start
+    found = sparse.csr_matrix((cosine.clamp(min=1e-6).numpy().ravel(), (at, near.numpy().ravel())), (len(rows),) * 2)
+    return normalize(found.maximum(found.T), norm="l1")
+
+
+def walked(graph: sparse.csr_matrix, start: np.ndarray, share: float) -> np.ndarray:
+    """Label propagation with restart: from ``start`` (N, C), to which it comes back by 1 - ``share`` in each step."""
+    found = start
     for _ in range(30):
-        found = WALK * (graph @ found) + (1 - WALK) * start
-    found = found + 1e-9
-    for _ in range(5):
-        found = found / found.sum(axis=1, keepdims=True)
-        found = found * (prior / found.mean(axis=0))
-    return found / found.sum(axis=1, keepdims=True)
+        found = share * (graph @ found) + (1 - share) * start
+    return found
+
+
+def two_graphs(task: Task, train: pd.DataFrame, pool: pd.DataFrame, features: tuple[str, ...], titles: Features):
+    """The graphs of titles and, with ``features``, of pictures, over ``train`` and then ``pool``."""
+    nodes = pd.concat([train, pool], ignore_index=True)
+    words = TruncatedSVD(128, random_state=0).fit_transform(Lexical.fit(nodes.title)(nodes))
+    rows = [np.hstack([titles(nodes), normalize(words)])]
+    rows += [pictured(task, train, kind, titles)(nodes) for kind in features]
+    return [graph_of(normalize(each)) for each in rows]
+
+
+def student_of(task: Task, train: pd.DataFrame, pool: pd.DataFrame, sure: np.ndarray, agreed, titles: Features) -> Read:
+    """What learns also, at weight .3, the surest 30% of each class of the ``pool`` whose labels are ``agreed``."""
+    pool = pool.assign(label=np.array(task.catalogue.labels, dtype=object)[sure.argmax(axis=1)], sure=sure.max(axis=1))
+    pool = pool[agreed]
+    rank = pool.groupby("label").sure.rank(ascending=False, method="first", pct=True)
+    both = pd.concat([train, pool[rank <= SHARE]], ignore_index=True)
+    weight = np.where(both.index < len(train), 1.0, WEIGHT)
+    return Frozen.fit([Lexical.fit(both.title), titles], both, task.catalogue.labels, weight)
 
 
 def graphs(task: Task, train: pd.DataFrame, features: tuple[str, ...], titles: Features) -> Read:
     """Upgrade B; without pictures the graph of titles alone."""
     labels, pool = task.catalogue.labels, pool_of(task, train)
-    nodes = pd.concat([train, pool], ignore_index=True)
-    start = np.zeros((len(nodes), len(labels)))
     target = pd.Index(labels).get_indexer(train.label)
+    start = np.zeros((len(train) + len(pool), len(labels)))
     start[np.arange(len(train)), target] = 1
     start /= np.maximum(start.sum(axis=0), 1)  # a class begins with mass 1, however many labels it has
-    prior = np.bincount(target, minlength=len(labels)) / len(train)  # names are among them: none is 0
-    words = TruncatedSVD(128, random_state=0).fit_transform(Lexical.fit(nodes.title)(nodes))
-    found = propagated(normalize(np.hstack([titles(nodes), normalize(words)])), start, prior)
-    agreed, sure = np.ones(len(nodes), bool), found.max(axis=1)
-    for kind in features:
-        seen = pictured(task, train, kind, titles)(nodes)
-        other = propagated(normalize(seen), start, prior)
-        agreed, sure = found.argmax(axis=1) == other.argmax(axis=1), sure * other.max(axis=1)
-    pool["label"] = np.array(labels, dtype=object)[found.argmax(axis=1)][len(train) :]
-    pool = pool.assign(sure=sure[len(train) :])[agreed[len(train) :]]
-    rank = pool.groupby("label").sure.rank(ascending=False, method="first", pct=True)
-    both = pd.concat([train, pool[rank <= SHARE]], ignore_index=True)
-    weight = np.where(both.index < len(train), 1.0, WEIGHT)
-    return Frozen.fit([Lexical.fit(both.title), titles], both, labels, weight)
+    prior, found = np.bincount(target, minlength=len(labels)) / len(train), []  # names are among them: none is 0
+    for graph in two_graphs(task, train, pool, features, titles):
+        mass = walked(graph, start, WALK) + 1e-9
+        for _ in range(5):
+            mass = mass / mass.sum(axis=1, keepdims=True)
+            mass = mass * (prior / mass.mean(axis=0))
+        found.append((mass / mass.sum(axis=1, keepdims=True))[len(train) :])
+    agreed = found[0].argmax(axis=1) == found[-1].argmax(axis=1)
+    sure = np.prod(found, axis=0)
+    return student_of(task, train, pool, sure, agreed, titles)
+
+
+def smoothed(task: Task, train: pd.DataFrame, features: tuple[str, ...], titles: Features) -> Read:
+    """The teacher's answers, averaged over both graphs."""
+    labels, pool = task.catalogue.labels, pool_of(task, train)
+    seen = [pictured(task, train, kind, titles) for kind in features]
+    teacher = Frozen.fit([Lexical.fit(train.title), titles, *seen], train, labels)
+    start = np.vstack([np.eye(len(labels))[pd.Index(labels).get_indexer(train.label)], teacher(pool)])
+    both = two_graphs(task, train, pool, features, titles)
+    found = walked(sum(both) / len(both), start, SMOOTH)[len(train) :]
+    return student_of(task, train, pool, found, np.ones(len(pool), bool), titles)
 
 
 def perturbed(tokens: dict, generator: torch.Generator) -> dict:
@@ -220,8 +245,8 @@ def reader(way: str, arm: str, study: Study, out: Path, catalogue: Catalogue, fr
             student(task, train, folder)
         task = Task(catalogue, study, Start(str(folder), study.vision), seed)
     titles = title(task, train)
-    if way == "graphs":
-        return graphs(task, train, features, titles)
+    if way in ("graphs", "smoothed"):
+        return {"graphs": graphs, "smoothed": smoothed}[way](task, train, features, titles)
     found = [pictured(task, train, f, titles) if way == "pictured" else FEATURES[f](task, train) for f in features]
 
     def asked(rows: pd.DataFrame) -> list[Features]:
@@ -237,7 +262,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", help="default: all of the study")
     parser.add_argument("--fractions", nargs="+", type=float, default=[0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--ways", nargs="+", default=["plain", "graphs", "pictured", "soft", "student"])
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     options = parser.parse_args()
     out = options.run.resolve()
