@@ -63,8 +63,8 @@ class OnnxClassifier:
         self.tokenizer.enable_truncation(max_tokens)
         self.tokenizer.enable_padding()  # with any token: the model is told what is padding
         self.words = None
-        if (folder / "lexical.json").is_file():
-            from icssl_lib.lexical import Lexical
+        if len(self.session.get_inputs()) > len(TOKENS):
+            from icssl_lib.lexical import Lexical  # with scikit-learn, which an encoder alone need not wait for
 
             self.words = Lexical.load(folder)
 

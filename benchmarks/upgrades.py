@@ -3,7 +3,8 @@
 python benchmarks/upgrades.py config/law.yaml runs/law --datasets world0_000 world1_000 world2_000
 python benchmarks/upgrades.py config/hm.yaml runs/hm                      (rows that are in upgrades.csv are not made)
 
-Encoders are those of the study's run folder; one that is not there is adapted and kept in <run>/choices. Ways:
+Encoders are those of the study's run folder; one that is not there is adapted and kept in <run>/choices (delete it when
+you change a constant below). Ways:
 
 plain     `recommended` as it is, but that the encoder keeps all of adaptation in every way here
 student   A. its encoder is trained on as a student of its own moving average, on labelled titles and names, even over
@@ -22,7 +23,8 @@ Arms: own pictures; shuffled ones, of adaptation and of the teacher; none, on th
 Rule, written before a number was seen: an upgrade is adopted if with 5% of the labels its mean gain over the catalogues
 (three worlds and hm, six seeds) is at least .03 and no catalogue's is below 0, and with all labels it is not below
 -.005. Constants are the same for all catalogues. To save hours, a way that is below 0 on a world after three seeds is
-not run on.
+not run on. upgrades.csv has three seeds of hm and of world 0, two of world 1, one of world 2, and no row of `student`
+yet.
 """
 
 import argparse
@@ -220,7 +222,7 @@ def student(task: Task, train: pd.DataFrame, folder: Path) -> Path:
             with torch.no_grad():
                 for mean, new in zip(teacher.parameters(), model.parameters(), strict=True):
                     mean.lerp_(new, 1 - DECAY)
-    save_pretrained(teacher.backbone, tokenizer, folder, study.text.pooling)
+    save_pretrained(teacher.backbone, tokenizer, folder, teacher.pooling)
     return folder
 
 
