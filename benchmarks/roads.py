@@ -18,7 +18,7 @@ import pandas as pd
 from icssl_lib.baselines import frozen, self_taught
 from icssl_lib.catalogue import Catalogue, open_catalogue, train_subset
 from icssl_lib.config import Run, Study, load_config
-from icssl_lib.finetune import Start, Task
+from icssl_lib.finetune import Read, Start, Task
 from icssl_lib.recommended import named, recommended
 from icssl_lib.runs import path_of, resolved
 
@@ -40,17 +40,27 @@ WAYS = {  # what classifies, and whose encoder it reads; chosen: Dev chose the s
 }  # fmt: skip
 
 
+def labelled(catalogue: Catalogue, fraction: float, seed: int) -> pd.DataFrame:
+    """The labelled titles of a fraction of Train, and the names of all labels as titles."""
+    train = train_subset(catalogue.part("train"), fraction, seed)
+    return pd.concat([train, named(catalogue.labels)], ignore_index=True)
+
+
+def on_dev(read: Read, catalogue: Catalogue, train: pd.DataFrame) -> tuple[float, float]:
+    """Accuracy on Dev, and on its products of classes without a label in ``train``, of `labelled`; nan without any."""
+    asked = catalogue.part("dev")
+    right = np.array(catalogue.labels)[read(asked).argmax(axis=1)] == asked.label
+    unseen = ~asked.label.isin(train.label[train.id.notna()])  # a name has no id
+    return right.mean(), right[unseen].mean() if unseen.any() else np.nan
+
+
 def dev(study: Study, out: Path, catalogue: Catalogue, way: str, fraction: float, seed: int) -> tuple[float, float]:
-    """Accuracy on Dev, and on its products of classes without a label."""
+    """`on_dev` of a way."""
     classifier, method = WAYS[way]
     adapted = str(path_of(out, "encoders", Run(catalogue.name, method, seed)))
     start = Start(study.text.model if method == "origin" else adapted, study.vision)
-    train, asked = train_subset(catalogue.part("train"), fraction, seed), catalogue.part("dev")
-    both = pd.concat([train, named(catalogue.labels)], ignore_index=True)
-    read = classifier(Task(catalogue, study, start, seed), both)
-    right = np.array(catalogue.labels)[read(asked).argmax(axis=1)] == asked.label
-    unseen = ~asked.label.isin(train.label)
-    return right.mean(), right[unseen].mean() if unseen.any() else np.nan
+    train = labelled(catalogue, fraction, seed)
+    return on_dev(classifier(Task(catalogue, study, start, seed), train), catalogue, train)
 
 
 def main() -> None:

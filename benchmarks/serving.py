@@ -1,7 +1,7 @@
 """What an answer costs: titles alone, with pictures, and exported. Notebook 06 calls this.
 
 It is also what a measured process imports, so torch and pandas are imported where they are needed: one that serves an
-ONNX file holds neither.
+ONNX file holds no torch, and pandas and scikit-learn only for a classifier with TF-IDF.
 """
 
 import io
@@ -288,9 +288,11 @@ def count_flops(answer: Answer, requests: Requests, batch: int) -> float:
 
 
 def agreement(folder: Path, exports: Mapping[str, Path], titles: Sequence[str], labels: Sequence[str]) -> list[dict]:
-    """A row for a classifier ("title") and for each of its exports: what, products, accuracy (0 to 1), same (share of
-    equal predictions), largest_difference (of any probability). ``labels`` are looked at: take Dev's."""
-    classifiers = {"title": TitleClassifier(folder)} | {w: OnnxClassifier(f) for w, f in exports.items()}
+    """A row for a classifier ("title" or "title_words") and for each of its exports: what, products, accuracy (0 to 1),
+    same (share of equal predictions), largest_difference (of any probability). ``labels`` are looked at: take Dev's."""
+    whole = TitleClassifier(folder)
+    classifiers = {"title_words" if whole.words else "title": whole}
+    classifiers |= {what: OnnxClassifier(export) for what, export in exports.items()}
     rows, own = [], None
     for what, classifier in classifiers.items():
         answers = np.concatenate([classifier(titles[at : at + 32]) for at in range(0, len(titles), 32)])

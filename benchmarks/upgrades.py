@@ -23,8 +23,8 @@ Arms: own pictures; shuffled ones, of adaptation and of the teacher; none, on th
 Rule, written before a number was seen: an upgrade is adopted if with 5% of the labels its mean gain over the catalogues
 (three worlds and hm, six seeds) is at least .03 and no catalogue's is below 0, and with all labels it is not below
 -.005. Constants are the same for all catalogues. To save hours, a way that is below 0 on a world after three seeds is
-not run on. upgrades.csv has three seeds of hm and of world 0, two of world 1, one of world 2, and no row of `student`
-yet.
+not run on. `smoothed`, and the random walks in `graphs`, came after hm's first numbers. upgrades.csv has three seeds of
+hm and of world 0, two of world 1, one of world 2, and no row of `student` yet.
 """
 
 import argparse
@@ -38,6 +38,7 @@ import numpy as np
 import pandas as pd
 import torch
 from choose import adapted
+from roads import labelled, on_dev
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
@@ -46,15 +47,14 @@ from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as unit
 
 from icssl_lib.baselines import FEATURES, Features, Frozen, taught, title
-from icssl_lib.catalogue import Catalogue, open_catalogue, train_subset
+from icssl_lib.catalogue import Catalogue, open_catalogue
 from icssl_lib.config import Run, Study, load_config
-from icssl_lib.encoders import TextTower, load_text, nearest_rows, save_pretrained, take, tokenize
+from icssl_lib.encoders import nearest_rows, save_pretrained, take, tokenize
 from icssl_lib.fast.processes import make_accelerator
 from icssl_lib.fast.unpad import fast
-from icssl_lib.finetune import Read, Start, Task, begin
+from icssl_lib.finetune import Read, Start, Task, begin, build
 from icssl_lib.lexical import Lexical
 from icssl_lib.methods import METHODS, Method, tokens_of
-from icssl_lib.recommended import named
 from icssl_lib.remedies import balanced
 from icssl_lib.runs import path_of, resolved
 
@@ -185,9 +185,8 @@ def student(task: Task, train: pd.DataFrame, folder: Path) -> Path:
     study, labels, accelerator = task.study, task.catalogue.labels, make_accelerator(task.study.runtime)
     torch.manual_seed(task.seed)
     generator = torch.Generator().manual_seed(task.seed)
-    backbone, tokenizer = load_text(task.start.encoder)
-    model = TextTower(backbone, study.text.pooling, len(labels), depth=1)
-    model.projection.insert(0, nn.Dropout(0.1))
+    head = study.finetune.model_copy(update={"head": "pooled"})
+    model, tokenizer = build(task.start.encoder, labels, study.model_copy(update={"finetune": head}))
     pool = pool_of(task, train)
     tokens, others = (tokenize(tokenizer, list(part.title), study.text.max_tokens) for part in (train, pool))
     target = torch.tensor(pd.Index(labels).get_indexer(train.label))
@@ -234,15 +233,14 @@ def encoder_of(study: Study, out: Path, run: Run) -> str:
     return str(kept if (kept / "config.json").is_file() else adapted(study, run, out))
 
 
-def reader(way: str, arm: str, study: Study, out: Path, catalogue: Catalogue, fraction: float, seed: int) -> Read:
+def reader(way: str, arm: str, study: Study, out: Path, catalogue: Catalogue, train: pd.DataFrame, seed: int) -> Read:
+    """The classifier of a way and an arm, of the products ``train`` of `roads.labelled`."""
     method, features = ARMS[arm]
     changed = f"{way}_{arm}" if way in ("soft", "hard") else method
     start = Start(encoder_of(study, out, Run(catalogue.name, changed, seed)), study.vision)
     task = Task(catalogue, study, start, seed)
-    train = train_subset(catalogue.part("train"), fraction, seed)
-    train = pd.concat([train, named(catalogue.labels)], ignore_index=True)
     if way == "student":
-        folder = out / "choices" / f"student-{catalogue.name}-{arm}-{fraction}-{seed}"
+        folder = out / "choices" / f"student-{catalogue.name}-{arm}-{len(train)}-{seed}"
         if not (folder / "config.json").is_file():
             student(task, train, folder)
         task = Task(catalogue, study, Start(str(folder), study.vision), seed)
@@ -276,17 +274,14 @@ def main() -> None:
             write([*KEYS, "dev_accuracy", "without_label"])
         for dataset, seed in product(options.datasets or study.datasets, options.seeds):
             catalogue = open_catalogue(out / "catalogues" / dataset)
-            asked = catalogue.part("dev")
             for way, arm, fraction in product(options.ways, options.arms, options.fractions):
                 row = [dataset, way, arm, fraction, seed]
                 needless = arm == "none" and way in ("soft", "hard", "pictured")  # there it is plain
                 if needless or "|".join(map(str, row)) in done:
                     continue
-                read = reader(way, arm, study, out, catalogue, fraction, seed)
-                right = np.array(catalogue.labels)[read(asked).argmax(axis=1)] == asked.label
-                seen = train_subset(catalogue.part("train"), fraction, seed).label
-                unseen = right[~asked.label.isin(seen)]
-                row += [f"{right.mean():.4f}", f"{unseen.mean():.4f}" if len(unseen) else ""]
+                train = labelled(catalogue, fraction, seed)
+                found = on_dev(reader(way, arm, study, out, catalogue, train, seed), catalogue, train)
+                row += ["" if np.isnan(share) else f"{share:.4f}" for share in found]
                 write(row)
                 print(*row, flush=True)
 
