@@ -43,7 +43,8 @@ def execute(notebook: Path, output: Path, limit: float) -> tuple[float, float, s
     threading.Thread(target=watch, args=(stop, memory), daemon=True).start()
     try:
         papermill.execute_notebook(
-            str(notebook), str(failed), kernel_name="python3", progress_bar=False, cwd=str(notebook.parent),
+            str(notebook), str(failed), kernel_name="python3", progress_bar=False,
+            resources={"metadata": {"path": str(notebook.parent)}},  # not cwd=, which moves the other jobs too
             timeout_func=lambda _: max(1, started + limit - time.monotonic()),
             config=Config({"NotebookClient": {"store_widget_state": False}}),  # of no use without its kernel
         )  # fmt: skip
