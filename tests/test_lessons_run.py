@@ -60,3 +60,10 @@ def test_a_lesson_that_is_too_slow_is_stopped(tmp_path):
 def test_a_name_that_no_lesson_bears_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="no lesson 09"):
         execute.run(tmp_path, tmp_path / "runs", ["09"], limit=4)
+
+
+def test_notebooks_that_run_at_a_time_have_each_their_own_folder(tmp_path):
+    here = "from pathlib import Path\nimport time\ntime.sleep(1)\nassert Path().absolute().name == %r"
+    write(tmp_path / "lessons" / "01_one.ipynb", here % "lessons")
+    write(tmp_path / "lessons" / "solutions" / "01_one.ipynb", here % "solutions")
+    assert execute.run(tmp_path / "lessons", tmp_path / "runs", [], limit=60, jobs=2)["problem"].tolist() == ["", ""]
