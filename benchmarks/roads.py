@@ -6,6 +6,8 @@ Encoders are those that the study left in its run folder. Rows go to roads.csv; 
 are "all titles" are of an earlier script: TF-IDF knew the terms of titles without labels as well (choices.csv says what
 that costs), and more ways were tried: a prior for the teacher's classes, and each share of adaptation for all seeds.
 The ways "even ..." divided the encoder's directions by the root of their deviations: `recommended` as it was before.
+--names asks what names are worth that say less: `paths` ("Department / Name, Name"), `codes` that no title uses, those
+of another class (`wrong`), or none at all.
 """
 
 import argparse
@@ -40,10 +42,22 @@ WAYS = {  # what classifies, and whose encoder it reads; chosen: Dev chose the s
 }  # fmt: skip
 
 
-def labelled(catalogue: Catalogue, fraction: float, seed: int) -> pd.DataFrame:
-    """The labelled titles of a fraction of Train, and the names of all labels as titles."""
-    train = train_subset(catalogue.part("train"), fraction, seed)
-    return pd.concat([train, named(catalogue.labels)], ignore_index=True)
+DEPARTMENTS = ("Home", "Garden", "Seasonal", "Clearance", "Basics", "Premium")
+NAMES = {  # what the class of a number is called, by the names of all
+    "own": lambda number, names: names[number],
+    "paths": lambda number, names: f"{DEPARTMENTS[number % len(DEPARTMENTS)]} / {names[number]}, Other {names[number]}",
+    "codes": lambda number, names: f"Z{7919 * (number + 1) % 10007:05d}",
+    "wrong": lambda number, names: names[(number + 1) % len(names)],
+}
+
+
+def labelled(catalogue: Catalogue, fraction: float, seed: int, names: str = "own") -> pd.DataFrame:
+    """The labelled titles of a fraction of Train, and the names of all labels as titles: of `NAMES`, or "none"."""
+    train, labels = train_subset(catalogue.part("train"), fraction, seed), catalogue.labels
+    if names == "none":
+        return train
+    titles = named([NAMES[names](number, labels) for number in range(len(labels))])
+    return pd.concat([train, titles.assign(label=labels)], ignore_index=True)
 
 
 def on_dev(read: Read, catalogue: Catalogue, train: pd.DataFrame) -> tuple[float, float]:
@@ -54,12 +68,12 @@ def on_dev(read: Read, catalogue: Catalogue, train: pd.DataFrame) -> tuple[float
     return right.mean(), right[unseen].mean() if unseen.any() else np.nan
 
 
-def dev(study: Study, out: Path, catalogue: Catalogue, way: str, fraction: float, seed: int) -> tuple[float, float]:
+def dev(study: Study, out: Path, catalogue: Catalogue, way: str, fraction: float, seed: int, names: str):
     """`on_dev` of a way."""
     classifier, method = WAYS[way]
     adapted = str(path_of(out, "encoders", Run(catalogue.name, method, seed)))
     start = Start(study.text.model if method == "origin" else adapted, study.vision)
-    train = labelled(catalogue, fraction, seed)
+    train = labelled(catalogue, fraction, seed, names)
     return on_dev(classifier(Task(catalogue, study, start, seed), train), catalogue, train)
 
 
@@ -71,6 +85,7 @@ def main() -> None:
     parser.add_argument("--fractions", nargs="+", type=float, default=[0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--names", default="own", choices=[*NAMES, "none"])
     options = parser.parse_args()
     out = options.run.resolve()
     study = resolved(load_config(options.config), out)
@@ -80,7 +95,8 @@ def main() -> None:
             for way, fraction, seed in (
                 (w, f, s) for w in options.ways for f in options.fractions for s in options.seeds
             ):
-                found = dev(study, out, catalogue, way, fraction, seed)
+                found = dev(study, out, catalogue, way, fraction, seed, options.names)
+                way = way if options.names == "own" else f"{way}; names: {options.names}"
                 row = [dataset, way, "labelled titles", fraction, seed, *(f"{value:.4f}" for value in found)]
                 csv.writer(file, lineterminator="\n").writerow(row)
                 print(*row)
