@@ -377,7 +377,7 @@ def accuracy_against_cost(
     if absent := list(served[~served["what"].isin(first["what"])]["method"]):
         warnings.warn(f"not in the figure, since no cost was measured of what serves them: {absent}", stacklevel=2)
     parts = []
-    for fraction in (known["fraction"].min(), known["fraction"].max()):
+    for fraction in sorted({known["fraction"].min(), known["fraction"].max()}):
         reached = served.merge(known[known["fraction"] == fraction][["method", "accuracy", "accuracy_sd"]])
         parts.append(first.merge(reached, on="what", how="left").assign(fraction=fraction))
     costs = ["p50_ms", "gflops", "bytes_per_request"]
