@@ -206,8 +206,8 @@ def _adapt(run: Run, catalogue: Catalogue, study: Study, path: Path | None, prog
     pairs = ssl_pairs(catalogue, entry.pictures, run.seed, config.ssl_fraction)
     size = min(config.batch_size, len(pairs)) // accelerator.num_processes * accelerator.num_processes
     if size < 2:
-        few = "too few titles" if entry.pictures == "none" else "too few titles with a picture"
-        raise ValueError(f"{run.dataset}: the SSL part has {few} for a batch: {len(pairs)}")
+        seen = " with a picture" * (entry.pictures != "none")
+        raise ValueError(f"{run.dataset}: the SSL part has too few titles{seen} for a batch: {len(pairs)}")
     whole = len(pairs) // size * size  # a remainder would have fewer negatives: it is left out of an epoch
     towers, tokenizer = build(study, entry)
     towers.to(accelerator.device)
@@ -224,10 +224,7 @@ def _adapt(run: Run, catalogue: Catalogue, study: Study, path: Path | None, prog
         optimizer = prepared(AdamW, towers, config, accelerator)
         parts = {"towers": towers, "optimizer": optimizer, "history": history}
         checkpoint = Checkpoint(path, study.runtime.checkpoint_minutes, accelerator, **parts)
-
-        def order(_: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-            return torch.randperm(len(pairs), generator=generator)[:whole].split(size)
-
+        order = lambda _, generator: torch.randperm(len(pairs), generator=generator)[:whole].split(size)  # noqa: E731
         rows = resumable(config.epochs, order, torch.Generator().manual_seed(run.seed), checkpoint)
         hidden = not (progress and accelerator.is_main_process)
         bar = tqdm(rows, str(run), steps, initial=len(history), unit="step", disable=hidden)

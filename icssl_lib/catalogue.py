@@ -190,7 +190,7 @@ def open_catalogue(folder: Path) -> Catalogue:
         verify(folder, "products.parquet", "report.csv")
         products = pd.read_parquet(folder / "products.parquet")
         images = np.load(folder / "images.npy", "r") if meta["pictures"] else None
-        report = pd.read_csv(folder / "report.csv", keep_default_na=False)
+        report = pd.read_csv(folder / "report.csv", keep_default_na=False, dtype={"example": str})
         if split_hash(products) != meta["split_hash"] or (images is not None and len(images) != meta["pictures"]):
             raise ValueError("products, pictures and catalogue.json do not match")
     except (OSError, ValueError, KeyError, EOFError) as error:
@@ -198,9 +198,11 @@ def open_catalogue(folder: Path) -> Catalogue:
     return Catalogue(meta["name"], products, images, report, meta["split_hash"], folder)
 
 
-_INVISIBLE = re.compile("[\xad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0]")
+_INVISIBLE = r"[\xad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe0e\ufe0f\ufeff\uffa0"
+_INVISIBLE = re.compile(_INVISIBLE + r"\ufff9-\ufffb\U000e0000-\U000e0fff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # lone surrogates too
 _REPAIRS = {
+    "more than 10000 characters": lambda text: text[:10_000],  # forms of Unicode may take quadratic time
     "HTML entities": unescaped,
     "another Unicode form": lambda text: unicodedata.normalize("NFC", text),
     "zero-width characters": lambda text: _INVISIBLE.sub("", text),

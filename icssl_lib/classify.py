@@ -32,7 +32,7 @@ def check_models(study: Study) -> None:
     for text in {study.of(method).text for method in used} if any(e.reads_encoder for e in used.values()) else ():
         if text.model != "pretrained":
             build(text.model, ["a", "b"], study.model_copy(update={"text": text}))
-            pooling_of(text.model)
+            text.pooling == "auto" and pooling_of(text.model)
     for vision in {study.of(m).vision for m, entry in used.items() if entry.pictures != "none" or entry.uses_images}:
         if vision.model != "pretrained":
             with explained(f"vision.model: '{vision.model}' does not read {vision.image_size} px"), torch.no_grad():
@@ -41,8 +41,7 @@ def check_models(study: Study) -> None:
 
 
 def check_catalogue(study: Study, catalogue: Catalogue) -> None:
-    """Whether the methods find words that they know, and pictures of at least 2% of the products.
-    Raises: ModelError, CatalogueError."""
+    """Raises: ModelError, CatalogueError: too few words that the methods know, or pictures of under 2% of products."""
     needing = [m for m in study.methods if entry_of(study, m).pictures != "none" or entry_of(study, m).uses_images]
     seen = catalogue.products.image_row >= 0
     if needing and seen.mean() < 0.02:

@@ -226,9 +226,12 @@ class Study(Strict):
         if "pretrained" in (self.text.model, self.vision.model) and self.pretrain is None:
             raise ValueError("a model named 'pretrained' needs a `pretrain:` section, or name a model or folder")
         lists = {"seeds": self.seeds, "methods": self.methods, "finetune.fractions": self.finetune.fractions}
+        lists["finetune.fractions, as a percentage"] = [f"{100 * f:03g}" for f in self.finetune.fractions]  # file names
         for key, values in lists.items():
             if len(set(values)) != len(values):
-                raise ValueError(f"`{key}` holds a value twice: {values}")
+                raise ValueError(f"`{key}` holds a value twice: {values!r:.200}")
+        if joined := [name for name, s in self.datasets.items() if getattr(s, "labels", None) and s.id is None]:
+            raise ValueError(f"datasets.{joined[0]}: `labels` are found by `id`; name the table's column")
         if "all" in self.datasets:
             raise ValueError("datasets: 'all' stands for all of them together; choose another name")
         for name in self.variants:
@@ -305,7 +308,7 @@ def _absolute(value: Any, folder: Path, section: str = "", key: str = "") -> Any
         return value
     is_path = key in ("table", "image_folder", "folder", "checkpoint") or (key == "meta" and "://" not in value)
     if (section, key) == ("text", "model"):  # otherwise a name of the hub
-        is_path = value.startswith((".", "/", "~")) or (folder / value).is_dir()
+        is_path = value.startswith((".", "/", "~")) or (folder / (value.rpartition("/")[0] or value)).is_dir()
     if not is_path:
         return value
     expanded = os.path.expanduser(value)
@@ -317,7 +320,7 @@ def _absolute(value: Any, folder: Path, section: str = "", key: str = "") -> Any
 def _explain(error: ValidationError, *section: str) -> str:
     """Each mistake in one sentence that begins with its key."""
     sentences = []
-    for item in error.errors():
+    for item in error.errors()[:10]:
         where = ".".join(map(str, (*section, *item["loc"]))) or "file"
         got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r:.80})"
         sentences.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{got}")

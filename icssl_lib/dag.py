@@ -58,7 +58,6 @@ def all_gpus() -> list[str]:
 @contextmanager
 def own_gpus(count: int, folder: Path) -> Iterator[None]:
     """Show this process and its kernel ``count`` GPUs that no other job of the study in ``folder`` uses.
-
     Without a GPU nothing happens, nor where a cluster has given the job its own. Raises: RunError: fewer are free."""
     gpus, taken = all_gpus() if count and STUDY in os.environ else [], []
     with ExitStack() as locks:  # which fall with the process, however that ends
@@ -164,6 +163,9 @@ def run(config: Path, study: Study, out: Path, cores: int | None, profile: Path 
             raise RunError(f"{out}: a study runs in this folder already; wait for it, or give another --out") from None
         reader = stack.enter_context(log.open(errors="replace"))
         reader.seek(0, os.SEEK_END)
+        for sums in list(out.glob("[!p]*/**/SHA256SUMS")):  # of catalogues, encoders and classifiers
+            if not all((sums.parent / line[66:]).is_file() for line in sums.read_text("utf-8", "replace").splitlines()):
+                shutil.rmtree(sums.parent)  # a file is gone: all of it is made anew
         process = stack.enter_context(start(config, study, out, cores, profile, lock))
         jobs, failures, last = follow(process, reader, study.study)
     if process.returncode != 0:
@@ -184,8 +186,7 @@ def run(config: Path, study: Study, out: Path, cores: int | None, profile: Path 
 
 
 def _interrupt(*_: object) -> None:
-    """Interrupt once: a study's death is signalled once for each of its threads, and a second interrupt would keep
-    Snakemake from cancelling its jobs."""
+    """Interrupt once: each thread of a dead study signals, and Snakemake would stop cancelling jobs at the second."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 

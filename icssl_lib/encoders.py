@@ -33,7 +33,7 @@ def explained(what: str, hint: str = "") -> Iterator[None]:
         yield
     except Exception as error:  # which of them: nearly any
         why = " ".join(str(error).split())
-        if not hint and re.search("connect|offline|timed out|network", why, re.IGNORECASE):
+        if not hint and re.search("n't connect|offline mode|_offline|your connection|timed out", why, re.I):
             hint = ". Without network, name a folder that holds the model's files (of timm: vision.checkpoint)"
         raise ModelError(f"{what}: {why.rstrip('.')}{hint}") from error
 
@@ -227,15 +227,15 @@ def tokenize(tokenizer, titles: list[str], max_tokens: int) -> Batch:
     options = {"truncation": True, "max_length": max_tokens, "padding": True, "return_tensors": "pt"}
     tokens = dict(tokenizer(titles, **options, return_token_type_ids=False))
     no_word = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
-    unknown = float((tokens["input_ids"] == no_word).sum() / tokens["attention_mask"].sum())
+    words = tokens["attention_mask"].sum() - len(titles) * tokenizer.num_special_tokens_to_add()
+    unknown = float((tokens["input_ids"] == no_word).sum() / words.clamp(min=1))
     if unknown > 0.5 and len(titles) >= 20:
         raise ModelError(f"text.model: no token for {unknown:.0%} of the titles' words (e.g. {titles[0]!r:.60})")
     return tokens
 
 
 def take(tokens: Batch, index: Tensor, device: torch.device | str, multiple: int = 1) -> Batch:
-    """Rows ``index`` (n,) of (N, T) tokens padded on the right: (n, t) each. t is the longest among them, brought up to
-    the next ``multiple``; at most T."""
+    """Rows ``index`` (n,) of right-padded tokens (N, T): (n, t), t the longest's next ``multiple``, at most T."""
     length = -(-int(tokens["attention_mask"][index].sum(dim=1).max()) // multiple) * multiple
     return {name: rows[index, :length].to(device) for name, rows in tokens.items()}
 

@@ -40,7 +40,6 @@ SIDE, NEAR = 400, 10  # of a map, in pixels; neighbours that are shown
 
 def explore(table: pd.DataFrame, encoders: Mapping[str, Any], images: Path | str = ".", **text: Any) -> Exploration:
     """Any catalogue under any encoders: nothing of a study is needed.
-
     table: columns title and, where there are some, id, label and image (a path below ``images``, encoded bytes, pixels,
     or what the datasets library makes of a picture). A product without a title is left out, and a picture that cannot
     be read. encoders: name -> a Hugging Face folder or hub name, a SentenceTransformer, or a function of titles to
@@ -48,6 +47,9 @@ def explore(table: pd.DataFrame, encoders: Mapping[str, Any], images: Path | str
     known = table.columns if isinstance(table, pd.DataFrame) else pd.Index([])
     if known.nlevels > 1 or known.duplicated().any() or "title" not in known:
         raise ExploreError(f"expected distinct columns, one of them title; found {list(known)}"[:300])
+    each = encoders.values() if isinstance(encoders, Mapping) else [None]
+    if not all(isinstance(e, str | Path) or callable(getattr(e, "encode", e)) for e in each):
+        raise ExploreError(f"encoders: expected a dict of names to folders, hub names or functions: {encoders!r:.80}")
     cells = {"id": table.index, "label": [""] * len(table), "image": [""] * len(table), **table}
     try:
         config = TextConfig(**text)
@@ -67,7 +69,7 @@ def explore(table: pd.DataFrame, encoders: Mapping[str, Any], images: Path | str
     def picture(row: int) -> np.ndarray | None:
         image = products["image"][row]
         try:
-            path = isinstance(image, str) and Path(images).expanduser() / Path(image).expanduser()
+            path = isinstance(image, str) and Path(images or "").expanduser() / Path(image).expanduser()
             return decode(read_bytes(path) if path else image, 64)
         except (ImageError, RuntimeError):  # not to be read, or none
             return None

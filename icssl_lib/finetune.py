@@ -79,8 +79,7 @@ def named_classes(labels: list[str]) -> dict[str, dict]:
 
 
 def build(encoder: str, labels: list[str], study: Study) -> tuple[nn.Module, object]:
-    """A classifier of titles with a last layer drawn anew, whatever the folder or hub name ``encoder`` held, and its
-    tokenizer. Raises: ModelError."""
+    """A classifier of titles, whatever ``encoder`` held its last layer is new, and a tokenizer. Raises: ModelError."""
     with torch.random.fork_rng():  # the last layer alone is drawn
         backbone, tokenizer = encoders.load_text(encoder, study.text.max_tokens)
     if study.finetune.head == "pooled":

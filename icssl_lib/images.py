@@ -1,6 +1,7 @@
 """Decoding of pictures, any of which is taken for hostile, and a file that holds each one decoded once."""
 
 import io
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -54,7 +55,7 @@ def decode(picture: bytes | Image.Image, size: int) -> np.ndarray:
     try:
         if not encoded:
             return _fit(picture, size)
-        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(_bare(picture)), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError("too large", f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
             return _fit(image, size)
@@ -66,6 +67,16 @@ def decode(picture: bytes | Image.Image, size: int) -> np.ndarray:
     except Exception as error:  # decoders raise nearly anything on a broken file
         bomb = isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning))
         raise ImageError("too large" if bomb else "corrupt", error) from None
+
+
+def _bare(picture: bytes) -> bytes:
+    """A picture without parts whose faults would lose it: a PNG's chunks that pixels do without, a JPEG's ICC mark."""
+    kept, at = [picture[:8]], 8
+    while picture[:4] == b"\x89PNG" and at < len(picture) and picture[at + 4 : at + 8] != b"IDAT":
+        end, kind = at + 12 + int.from_bytes(picture[at : at + 4]), picture[at + 4 : at + 8]
+        exif = kind == b"eXIf" and zlib.crc32(picture[at + 4 : end - 4]) == int.from_bytes(picture[end - 4 : end])
+        kept, at = kept + [picture[at:end]] * (exif or kind in (b"IHDR", b"PLTE", b"tRNS")), end
+    return b"".join([*kept, picture[at:]]).replace(b"ICC_PROFILE\0", b"icc_profile\0")
 
 
 def _fit(image: Image.Image, size: int) -> np.ndarray:

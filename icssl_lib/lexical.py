@@ -68,9 +68,8 @@ class Lexical:
 def regression(
     x: np.ndarray | sparse.csr_matrix, target: np.ndarray, classes: int, weight: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Multinomial logistic regression of the rows of ``x`` (N, F), each with a ``target`` (N,) and, unless all are
-    alike, a ``weight`` (N,). Returns: of logits the weight (C, F) and the bias (C,), minus infinity where ``target``
-    does not hold a class."""
+    """Multinomial logistic regression of rows ``x`` (N, F) with ``target`` (N,) and, unless all are alike, ``weight``
+    (N,). Returns: of logits the weight (C, F) and bias (C,), minus infinity for a class that ``target`` lacks."""
     coef, bias, seen = np.zeros((classes, x.shape[1])), np.full(classes, -np.inf), np.unique(target)
     bias[seen] = 0.0
     if len(seen) == 1:

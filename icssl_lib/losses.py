@@ -94,8 +94,7 @@ def _check(query: Tensor, key: Tensor, temperature: float = 1) -> None:
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared distance of positive pairs, row i of each (N, D), on the unit sphere: in [0, 4], 0 is best (Wang &
-    Isola, 2020)."""
+    """Mean squared distance on the unit sphere of pairs, row i of each (N, D): 0 (best) to 4 (Wang & Isola, 2020)."""
     return (normalize(first.float(), dim=-1) - normalize(second.float(), dim=-1)).square().sum(dim=1).mean()
 
 

@@ -242,12 +242,6 @@ def _aligned(group: pd.DataFrame, methods: Names) -> tuple[np.ndarray, dict[str,
     return label, {m: np.stack([np.asarray(table[m, s], str) for s in seeds[m]]) for m in methods}
 
 
-def _counts(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
-    """(n, size): how often each of ``size`` things stands in each of ``n`` resamples with replacement."""
-    drawn = rng.integers(0, size, size=(n, size)) + size * np.arange(n)[:, None]
-    return np.bincount(drawn.ravel(), minlength=n * size).reshape(n, size).astype(float)
-
-
 def _resampled(
     label: np.ndarray, predicted: Mapping[str, np.ndarray], sets: sparse.csr_matrix, n: int, seed: int, recall=False
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -264,8 +258,10 @@ def _resampled(
     alive, found = [], {m: [] for m in predicted}
     rng, chunk = np.random.default_rng([seed, 0]), max(1, 2_000_000 // len(label))  # 16 MB of weights
     for start in range(-chunk, n, chunk):
-        weights = _counts(rng, min(chunk, n - start), len(label)) if start >= 0 else np.ones((1, len(label)))
-        items = np.ascontiguousarray(weights.T)  # (N, chunk)
+        shape = (min(chunk, n - start), len(label)) if start >= 0 else (1, len(label))
+        drawn = rng.integers(0, shape[1], size=shape) if start >= 0 else np.arange(shape[1])[None]
+        counts = np.bincount((drawn + shape[1] * np.arange(shape[0])[:, None]).ravel(), minlength=np.prod(shape))
+        items = np.ascontiguousarray(counts.reshape(shape).astype(float).T)  # (N, chunk): how often each was drawn
         support = truth @ items  # (K, chunk)
         alive.append((sets @ (support > 0)).T)
         for m, p in predicted.items():

@@ -115,8 +115,7 @@ def run_study(config: Path, study: Study, out: Path, cores: int | None, profile:
     size = wall["largest_process_gb"]
     where = f"through {profile}" if profile else f"on {wall['cores']} cores, the largest process had {size:.1f} GB"
     print(f"Done in {wall['seconds'] / 60:.1f} minutes {where}. In {out}:")
-    print("  report/index.html        the report: open it in a browser")
-    print("  results.csv              every number, one row per data set, method, fraction and seed")
+    print("  report/index.html        the report: open it in a browser\n  results.csv              every number")
     print("  encoders/, classifiers/  plain Hugging Face folders; figures/, predictions/, notebooks/")
 
 

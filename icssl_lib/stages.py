@@ -84,20 +84,15 @@ def adapt_seeds(
                 save(adapt(run, catalogue, own, state), folder)
     for run, piece in pieces.items():  # at the end: when a job fails, Snakemake removes what it was to leave
         with folder_written_whole(path_of(out, "encoders", run)) as part:
-            shutil.copytree(piece, part, copy_function=_linked, dirs_exist_ok=True)
+            try:  # without taking twice the disk, where links are possible
+                shutil.copytree(piece, part, copy_function=os.link, dirs_exist_ok=True)
+            except OSError:
+                shutil.copytree(piece, part, dirs_exist_ok=True)
     history, space = (
         pd.concat([pd.read_csv(piece / name).assign(seed=run.seed) for run, piece in pieces.items()], ignore_index=True)
         for name in ("history.csv", "space.csv")
     )
     return history, space
-
-
-def _linked(source: str, target: str) -> None:
-    """Copy without taking twice the disk, where links are possible."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def classify_seeds(

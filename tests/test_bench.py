@@ -53,22 +53,6 @@ def test_a_peer_that_fails_is_named_and_left_out(compare, capsys):
         compare(1, ours="broken", b="theirs")
 
 
-def test_a_machine_s_rows_are_replaced_and_others_stay(tmp_path):
-    def row(work: str, ratio: float) -> dict:
-        return {"work": work, "peer": "p", "ours_per_s": 1, "peer_per_s": 1, "ratio": ratio, "low": 1, "high": 1}
-
-    bench.keep([row("a", 1), row("b", 2)], "one", tmp_path, some=False)
-    bench.keep([row("a", 3)], "two", tmp_path, some=False)
-    bench.keep([row("b", 4)], "one", tmp_path, some=True)
-    table = pd.read_csv(tmp_path / "bench.csv")
-    assert list(table.columns[:6]) == ["machine", "work", "peer", "ours_per_s", "peer_per_s", "ratio"]
-    assert set(zip(table.machine, table.work, table.ratio, strict=True)) == {
-        ("one", "a", 1), ("one", "b", 4), ("two", "a", 3)
-    }  # fmt: skip
-    bench.keep([row("c", 5)], "one", tmp_path, some=False)
-    assert set(pd.read_csv(tmp_path / "bench.csv").work) == {"a", "c"}
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_each_work_names_functions_that_there_are(device):
     for bf16 in (False, True):

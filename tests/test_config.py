@@ -44,6 +44,13 @@ def write(folder: Path, **changes) -> Path:
         ({"seeds": [1, 1]}, r"`seeds` holds a value twice"),
         ({"seeds": [2**32]}, r"seeds\.0: .*less than 4294967296"),
         ({"finetune": {"fractions": [0.5, 0.5]}}, r"`finetune\.fractions` holds a value twice"),
+        ({"finetune": {"fractions": [0.1, 0.1 + 1e-10]}}, r"as a percentage` holds a value twice: \['010', '010'\]"),
+        ({"seeds": [7] * 90_000}, r"^.{,500}$"),
+        ({"seeds": ["a"] * 90_000}, r"^.{,1500}$"),
+        (
+            {"datasets": {"a": {"source": "table", "table": "x", "labels": {"table": "y", "id": "i", "label": "l"}}}},
+            r"datasets\.a: `labels` are found by `id`; name the table's column",
+        ),
         ({"datasets": {"all": {"source": "table", "table": "x"}}}, r"'all' stands for all of them"),
         ({"datasets": {"a": {"source": "table", "table": "~nobody_here/x.csv"}}}, r"a\.table: .*no such user"),
         ({"datasets": {"a": {"source": "table", "table": "a{b}/x.csv"}}}, r"a\.table: .*a brace"),
@@ -96,6 +103,13 @@ def test_a_key_may_stand_again_where_a_mapping_is_merged(tmp_path):
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(ConfigError, match="unknown key 'a'"):  # read, and no study
         load_config(tmp_path / "study.yaml")
+
+
+def test_a_text_model_beside_a_folder_of_models_is_no_hub_name(tmp_path):
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    for model, found in (("models/bret", tmp_path / "models" / "bret"), ("elsewhere/bert", "elsewhere/bert")):
+        study = load_config(write(tmp_path, text={"model": model}, vision={"model": "x"}))
+        assert study.text.model == str(found)
 
 
 def test_relative_paths_start_at_the_file(tmp_path):

@@ -215,19 +215,6 @@ def test_the_table_has_a_row_per_contestant_and_batch(cost):
         assert 0.8 * of.model_mb["title_onnx"] > of.model_mb["title_int8"]
 
 
-def test_contestants_take_turns_on_the_same_products_in_changing_orders():
-    asked, requests = [], Requests(TITLES, [])
-    answers = {what: lambda titles, jpegs, what=what: asked.append((what, titles)) for what in "abc"}
-    took = serving.interleaved(answers, requests, 2, 20, seconds=60)
-    del asked[: 3 * serving.WARM]
-    rounds = [asked[i : i + 3] for i in range(0, 60, 3)]
-    assert all({what for what, _ in turn} == set("abc") for turn in rounds)
-    assert all(turn[0][1] == turn[1][1] == turn[2][1] for turn in rounds)
-    assert len({tuple(what for what, _ in turn) for turn in rounds}) > 3
-    assert {len(times) for times in took.values()} == {20}
-    assert {len(times) for times in serving.interleaved(answers, requests, 2, 20, seconds=0).values()} == {3}
-
-
 def test_memory_is_of_a_process_of_its_own(served, toy):
     peak = serving.peak_memory("title_onnx", served["modernbert"], serving.requests_of(toy, n=6), [1, 4])
     assert 20 < peak[1] <= peak[4] < min(200, serving.peak_mb())  # without torch, which this process holds

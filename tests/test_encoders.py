@@ -222,6 +222,8 @@ def test_positions_of_roberta_begin_behind_the_padding_id(tiny_text, tmp_path):
 def test_titles_of_another_language_are_refused(text):
     with pytest.raises(ModelError, match=r"no token for \d+% of the titles' words \(e\.g\. 'Кружка"):
         tokenize(text[1], ["Кружка 赤い", *["Лампа настольная"] * 20], 32)
+    with pytest.raises(ModelError, match="no token for 100% of the titles' words"):
+        tokenize(text[1], ["เสื้อ"] * 24, 32)  # one word each, which the marks of begin and end do not make known
     tokenize(text[1], ["Кружка 赤い"], 32)  # one title may be of anything
     none = copy.deepcopy(text[1])
     none.unk_token = None

@@ -259,10 +259,16 @@ def test_a_table_and_encoders_that_are_not_ours(tiny_text, tmp_path):
 ])  # fmt: skip
 def test_a_table_that_cannot_be_explored_has_an_error_of_one_kind(columns, message):
     with pytest.raises(ExploreError, match=message):
-        explore.explore(pd.DataFrame(columns), {})
+        explore.explore(pd.DataFrame(columns), {"mine": len})
     for table in (pd.DataFrame([["a", "b"]], columns=["title", "title"]), pd.Series(["a"]), {"title": ["a"]}):
         with pytest.raises(ExploreError, match="expected distinct columns"):
             explore.explore(table, {})
+
+
+@pytest.mark.parametrize("encoders", [["a folder"], "a folder", None, {"mine": None}, {"mine": 3}])
+def test_encoders_are_a_dict_of_folders_or_functions(encoders):
+    with pytest.raises(ExploreError, match="encoders: expected a dict of names to folders, hub names or functions: "):
+        explore.explore(pd.DataFrame({"title": ["mug"]}), encoders)
 
 
 @pytest.mark.parametrize("rows", [None, [[1.0, 2.0]], [1.0, 2.0], [[1.0], [math.nan]], [[1.0], [1.0, 2.0]], ["a", "b"]])

@@ -1,6 +1,7 @@
 import io
 import os
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -136,6 +137,25 @@ def test_broken_pictures(data):
     with pytest.raises(ImageError) as caught:
         decode(data, 32)
     assert caught.value.reason == "corrupt"
+
+
+def chunk(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
+    right = zlib.crc32(kind + data)
+    return len(data).to_bytes(4) + kind + data + (right if crc is None else crc).to_bytes(4)
+
+
+@pytest.mark.parametrize("beside", [
+    *(chunk(kind, b"C\0\0x", crc=1) for kind in (b"tEXt", b"eXIf", b"zTXt", b"tIME", b"iCCP", b"gAMA")),
+    chunk(b"zTXt", b"C\0\x07x"), chunk(b"iCCP", b""), chunk(b"iCCP", b"p\0\x05"), chunk(b"pHYs", b"\0"),
+])  # fmt: skip
+def test_what_lies_beside_the_pixels_of_a_png_loses_no_picture(beside):
+    data = encode(solid("RGB", RED))
+    assert near(decode(data[:33] + beside + data[33:], 8), RED)  # behind the header
+
+
+def test_a_colour_profile_of_nothing_loses_no_jpeg():
+    data = encode(solid("RGB", RED), "JPEG")
+    assert near(decode(data[:2] + b"\xff\xe2\x00\x0eICC_PROFILE\0" + data[2:], 8), RED, 12)
 
 
 def test_grey_of_any_range_is_read():

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import time
 
 import pandas as pd
 import pytest
@@ -162,6 +163,22 @@ def test_parquet_that_unpacks_to_far_more(tmp_path):
     rows.assign(name=rows["name"].astype("category")).to_parquet(tmp_path / "p.parquet")
     with pytest.raises(CatalogueError, match="more than 268435456 bytes when unpacked"):
         load("shop", source(tmp_path / "p.parquet"))
+
+
+@pytest.mark.parametrize("cell", [[{"bytes": bytes(10**6), "path": "a"}] * 50, ["y" * 100] * 20_000], ids=["b", "t"])
+def test_lists_in_parquet_count_with_what_they_hold(tmp_path, cell):
+    rows = pd.DataFrame({"sku": range(200), "name": "mug", "class": "a", "file": [cell] * 200})
+    rows.to_parquet(tmp_path / "p.parquet", compression="zstd")
+    with pytest.raises(CatalogueError, match="more than 268435456 bytes when unpacked"):
+        load("shop", source(tmp_path / "p.parquet", image="file"))
+
+
+def test_a_quote_that_never_closes_takes_linear_time(tmp_path):
+    (tmp_path / "t.tsv").write_bytes(b'sku\tname\tclass\tfile\n"' + b"x\n" * 500_000)
+    started = time.monotonic()
+    with pytest.raises(CatalogueError, match="the header has 4 fields, unlike line 2 "):
+        load("shop", source(tmp_path / "t.tsv"))
+    assert time.monotonic() - started < 5
 
 
 def test_unknown_column_of_parquet_and_absent_files(tmp_path):

@@ -1,8 +1,7 @@
 """The fast path of a text encoder: the same mathematics with less work.
 
-A third to a half of a batch of titles is padding. Inside `fast` an encoder takes and returns the same padded rows, but
-its linear layers see the real tokens of all rows laid end to end (ByteTransformer: Zhai et al., 2023). Attention goes
-back to rows."""
+A third to a half of a batch of titles is padding. Inside `fast` an encoder takes and returns the same padded rows; its
+linear layers, not its attention, see all rows' real tokens laid end to end (ByteTransformer: Zhai et al., 2023)."""
 
 import contextlib
 from collections.abc import Iterator

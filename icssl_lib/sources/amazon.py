@@ -8,10 +8,11 @@ import json
 import re
 import sys
 import zlib
+from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import pandas as pd
@@ -35,11 +36,7 @@ NO_PICTURE = re.compile(r"no-img|no-image|no_image|transparent-pixel|grey-pixel"
 _PAGE_SOURCE = re.compile(r"^\s*</?[A-Za-z!]|\bgetTime\(|\baPageStart\b|\bue_t0\b|\bfunction\s*\([^()]*\)\s*\{")
 
 
-class Product(NamedTuple):
-    id: str
-    title: str
-    label: str
-    url: str  # of its largest picture, '' where it has none
+Product = namedtuple("Product", "id title label url")  # texts; url: of its largest picture, '' where it has none
 
 
 def load(name: str, source: AmazonSource) -> RawCatalogue:

@@ -30,7 +30,7 @@ FOREIGN = {  # what a file may be whose name says otherwise, by its first bytes
     "Parquet; let its name end in .parquet": (b"PAR1",),
     "a workbook or an archive; save the sheet as CSV, or unpack it": ARCHIVES,
     "UTF-16; save it as UTF-8": (b"\xff\xfe", b"\xfe\xff"),
-    "a format that is not read; save it as CSV or Parquet": (b"ARROW1", b"SQLite f", b"\x80\x04\x95"),
+    "a format that is not read; save it as CSV or Parquet": (b"ARROW1", b"FEA1", b"ORC", b"SQLite f", b"\x80\x04\x95"),
 }
 MAX_UNPACKED = 2**28  # bytes of a table, if they are a hundred times those on disk: a few kB may hold gigabytes
 csv.field_size_limit(2**31 - 1)  # a column that nobody asks for may hold a book, or a picture in base64
@@ -66,7 +66,7 @@ def load(name: str, source: TableSource) -> RawCatalogue:
         if isinstance(reference, bytes):
             return reference
         try:  # a zip file from another system may spell an accent otherwise
-            forms = [reference, *(unicodedata.normalize(form, reference) for form in ("NFC", "NFD"))]
+            forms = [reference, *(unicodedata.normalize(form, reference[:5000]) for form in ("NFC", "NFD"))]
             file = next((path for path in map(folder.joinpath, forms) if path.exists()), folder / reference).resolve()
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the name
             raise ImageError("missing", f"{reference!r}: {error}") from None
@@ -104,10 +104,12 @@ def _table(where: object, path: Path, wanted: list[str], report: Report) -> dict
             if kind == ".parquet":
                 table, values, taken = pq.ParquetFile(file), {column: [] for column in wanted}, 0
                 _check_columns(wanted, table.schema_arrow.names)
-                for batch in table.iter_batches(256, columns=list(values)):
-                    for column, cells in batch.to_pydict().items():
+                nested = any(pa.types.is_nested(table.schema_arrow.field(column).type) for column in wanted)
+                for batch in table.iter_batches(4 if nested else 256, columns=list(values)):
+                    taken += 8 * nested * batch.nbytes  # in Python lists are larger
+                    for column, cells in (batch.to_pydict() if taken <= most else {}).items():
                         values[column] += cells
-                        taken += sum(map(sys.getsizeof, cells))
+                        taken += _size(cells)
                     if taken > most:
                         raise CatalogueError(f"more than {most} bytes when unpacked")
                 return values
@@ -123,6 +125,10 @@ def _table(where: object, path: Path, wanted: list[str], report: Report) -> dict
         raise CatalogueError(f"{where}: {error}") from None
     except (ValueError, OverflowError, EOFError, OSError, zlib.error, csv.Error, pa.ArrowException) as error:
         raise CatalogueError(f"{where}: a broken table, or no UTF-8 ({' '.join(str(error).split())})") from None
+
+
+def _size(value: Any) -> int:
+    return sys.getsizeof(value) + sum(map(_size, {list: iter, dict: dict.values}.get(type(value), lambda _: ())(value)))
 
 
 def _check_columns(wanted: list[str], known: list[str]) -> None:
@@ -154,15 +160,15 @@ def _tab_records(file: TextIO) -> Iterator[tuple[int, list[str]]]:
     inch, say, touches its own line alone; one with fewer goes on in the next while a quote of its own is open."""
     lines, width, at = re.split("\r\n|\n|\r", file.read()), 0, 0
     while at < len(lines):
-        start, text, at = at + 1, lines[at], at + 1
-        width = width or text.count("\t")
-        while text.count("\t") < width and text.count('"') % 2 and at < len(lines):
-            text, at = f"{text}\n{lines[at]}", at + 1
+        start, tabs, quotes = at, 0, 0
+        while at == start or (tabs < width and quotes % 2 and at < len(lines)):
+            tabs, quotes, at = tabs + lines[at].count("\t"), quotes + lines[at].count('"'), at + 1
+        text, width = "\n".join(lines[start:at]), width or tabs
         try:
             row = next(csv.reader([text], delimiter="\t", strict=True), [])
         except csv.Error:
             row = []
-        yield start, row if len(row) == width + 1 else text.split("\t") if text else []
+        yield start + 1, row if len(row) == width + 1 else text.split("\t") if text else []
 
 
 def _read_csv(file: TextIO, wanted: list[str], tabs: bool) -> dict[str, list[Any]]:
