@@ -105,7 +105,7 @@ def _table(where: object, path: Path, wanted: list[str], report: Report) -> dict
                 table, values, taken = pq.ParquetFile(file), {column: [] for column in wanted}, 0
                 _check_columns(wanted, table.schema_arrow.names)
                 nested = any(pa.types.is_nested(table.schema_arrow.field(column).type) for column in wanted)
-                for batch in table.iter_batches(4 if nested else 256, columns=list(values)):
+                for batch in table.iter_batches(2 if nested else 256, columns=list(values)):
                     taken += 8 * nested * batch.nbytes  # in Python lists are larger
                     for column, cells in (batch.to_pydict() if taken <= most else {}).items():
                         values[column] += cells
