@@ -133,6 +133,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=every, choices=every)
     options = parser.parse_args()
     study = load_config(options.config)
+    first = study.finetune.model_copy(update={"head": "first"})  # of those that `finetune.build` makes
+    study = study.model_copy(update={"finetune": first})
     (name, source), *_ = study.datasets.items()
     folder = Path("runs/heads") / study.study
     if not (folder / name / "catalogue.json").is_file():
