@@ -163,7 +163,7 @@ def run(config: Path, study: Study, out: Path, cores: int | None, profile: Path 
             raise RunError(f"{out}: a study runs in this folder already; wait for it, or give another --out") from None
         reader = stack.enter_context(log.open(errors="replace"))
         reader.seek(0, os.SEEK_END)
-        for sums in list(out.glob("[!p]*/**/SHA256SUMS")):  # of catalogues, encoders and classifiers
+        for sums in list(out.glob("[cep][alnr]*/**/SHA256SUMS")):  # pretrained, catalogues, encoders, classifiers
             if not all((sums.parent / line[66:]).is_file() for line in sums.read_text("utf-8", "replace").splitlines()):
                 shutil.rmtree(sums.parent)  # a file is gone: all of it is made anew
         process = stack.enter_context(start(config, study, out, cores, profile, lock))
