@@ -12,7 +12,7 @@ Rule, written before any number was seen: the best is the highest mean of Dev ac
 fractions and the seeds; of those within .005 of it the one that comes first in HEADS x BEGINS x BODIES. To save hours,
 ways that were more than .02 behind the best for `origin` after two seeds got neither ConVIRT nor further seeds (added
 when `origin`'s two seeds had been seen), those more than .01 behind after two seeds of both got no third one, and
-fractions are 5 and 25%. By it heads.csv, of four seeds, says: mean-probe-usual. `met-probe-slow` has two seeds.
+fractions are 5 and 25%. By it heads.csv, of five seeds, says: mean-probe-usual. `met-probe-slow` has two seeds.
 """
 
 import argparse

@@ -24,8 +24,8 @@ Arms: own pictures; shuffled ones, of adaptation and of the teacher; none, on th
 Rule, written before a number was seen: an upgrade is adopted if with 5% of the labels its mean gain over the catalogues
 (three worlds and hm, six seeds) is at least .03 and no catalogue's is below 0, and with all labels it is not below
 -.005. Constants are the same for all catalogues. To save hours, a way that is below 0 on a world after three seeds is
-not run on. `smoothed`, the random walks in `graphs`, and `pairs` came after hm's first numbers. upgrades.csv has three
-seeds of hm and of world 0, two of world 1, one or two of world 2, and of `student` three of world 0 and one of hm.
+not run on. `smoothed`, the random walks in `graphs`, and `pairs` came after hm's first numbers. upgrades.csv has six
+seeds of hm, of `pairs` three and of `student` one, three of world 0, two of world 1 and one or two of world 2.
 """
 
 import argparse
