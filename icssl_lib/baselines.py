@@ -141,7 +141,7 @@ def labelled(task: Task, train: pd.DataFrame) -> Read:
 
 
 def oracle(task: Task, train: pd.DataFrame, features: tuple[str, ...]) -> Read:
-    """A ceiling: what titles alone tell a classifier of all products but Test's, whose labels no method has."""
+    """A ceiling: what titles alone tell, by a classifier of all products but Test's; no method has its labels."""
     everything, memory = task.catalogue.products, task.catalogue.memory
     if features not in memory:  # it is the same for all seeds and fractions
         known = everything[(everything.part != "test") & everything.label.isin(task.catalogue.labels)]

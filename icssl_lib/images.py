@@ -75,7 +75,7 @@ def _bare(picture: bytes) -> bytes:
     while picture[:4] == b"\x89PNG" and at < len(picture) and picture[at + 4 : at + 8] != b"IDAT":
         end, kind = at + 12 + int.from_bytes(picture[at : at + 4]), picture[at + 4 : at + 8]
         exif = kind == b"eXIf" and zlib.crc32(picture[at + 4 : end - 4]) == int.from_bytes(picture[end - 4 : end])
-        kept, at = kept + [picture[at:end]] * (exif or kind in (b"IHDR", b"PLTE", b"tRNS")), end
+        kept += [picture[at : (at := end)]] * (exif or kind in (b"IHDR", b"PLTE", b"tRNS"))
     return b"".join([*kept, picture[at:]]).replace(b"ICC_PROFILE\0", b"icc_profile\0")
 
 
